@@ -33,6 +33,7 @@ import copy
 import ctypes
 import difflib
 import fcntl
+import importlib
 import json
 import logging
 import math
@@ -43,6 +44,8 @@ import platform
 import signal
 import sys
 import time
+import types
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -181,22 +184,49 @@ def check_args(args) -> None:
 
 # ----------------------------------------------------------------------------------------------------- environment
 
+H1_TASKS = {f"h1-{task}": f"h1-{task}-v0" for task in ("slide", "walk", "run")} | {"h1-sit": "h1-sit_simple-v0"}
+HUMANOID_BENCH_INSTALL = (
+    "git clone https://github.com/carlosferrazza/humanoid-bench && git -C humanoid-bench checkout 791405f; "
+    "pip install --no-deps -e humanoid-bench"
+)
+
+
+def register_humanoid_bench(env_id: str) -> None:
+    """Registers HumanoidBench's tasks with Gymnasium if `env_id` is one of them; ends the program if it's missing.
+
+    Two of its modules are replaced before the import. Its copy of dm_control's field table is frozen at mujoco 3.1.6,
+    while dm_control's own fits the installed one; and flax_to_torch needs jax, for policies that no task here uses.
+    """
+    if env_id.split("-")[0] not in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1"):
+        return
+    from dm_control.mujoco.wrapper.mjbindings import sizes
+
+    policies = types.ModuleType("humanoid_bench.mjx.flax_to_torch")
+    policies.TorchModel = policies.TorchPolicy = None
+    sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
+    sys.modules["humanoid_bench.mjx.flax_to_torch"] = policies
+    try:
+        importlib.import_module("humanoid_bench")
+    except ImportError as error:
+        fail(f"--env-id {env_id} needs HumanoidBench ({error}): {HUMANOID_BENCH_INSTALL}")
+
 
 def find_env_id(env_id: str) -> str:
-    """The id of a task here: `dog-run` for dm_control's task (also spelled dm_control/dog-run-v0), else a Gymnasium id.
-
-    An unknown id ends the program with the closest ones.
-    """
+    """The id of a task here: `dog-run` for dm_control/dog-run-v0, `h1-walk` for h1-walk-v0, else a Gymnasium id as it
+    is. An unknown id ends the program with the closest ones."""
     from dm_control import suite
 
-    tasks = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
-    short = env_id.removeprefix("dm_control/").removesuffix("-v0")
-    if short in tasks and env_id in (short, f"dm_control/{short}-v0"):
-        return short
+    tasks = {f"dm_control/{domain}-{task}-v0": f"{domain}-{task}" for domain, task in suite.ALL_TASKS}
+    tasks |= {full: short for short, full in H1_TASKS.items()}
+    if env_id in tasks or env_id in tasks.values():
+        register_humanoid_bench(env_id)
+        return tasks.get(env_id, env_id)
     try:
+        register_humanoid_bench(env_id)
         gym.spec(env_id)
     except (gym.error.Error, ImportError) as error:
-        near = difflib.get_close_matches(env_id, [*tasks, *gym.registry], n=3, cutoff=0.4)
+        short = env_id.removeprefix("dm_control/").removesuffix("-v0")
+        near = difflib.get_close_matches(short, [*tasks.values(), *gym.registry], n=3, cutoff=0.4)
         fail(f"--env-id {env_id} is unknown ({error}); the closest: {', '.join(near) or 'none'}")
     return env_id
 
@@ -244,9 +274,36 @@ class DMControlEnv(gym.Env):
     def render(self) -> np.ndarray:
         return self.env.physics.render(480, 640, camera_id=0)
 
+    def close(self) -> None:
+        self.env.physics.free()
+
+
+class GymnasiumEnv(gym.Wrapper):
+    """A Gymnasium task with flat float32 observations, and without infos, which would cross processes at each step."""
+
+    def __init__(self, env_id: str, render_mode: str | None = None):
+        register_humanoid_bench(env_id)
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # that float32 is what is wanted
+        # HumanoidBench makes an OpenGL context by default, which None prevents.
+        env = gym.make(H1_TASKS.get(env_id, env_id), render_mode=render_mode, disable_env_checker=True)
+        super().__init__(gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        if seed is not None:
+            np.random.seed(seed)  # h1-sit_hard-v0 draws from the global stream
+        return self.env.reset(seed=seed, options=options)[0], {}
+
+    def step(self, action: np.ndarray):
+        return *self.env.step(action)[:4], {}
+
+    def render(self) -> np.ndarray:
+        if type(self.unwrapped).__module__.startswith("humanoid_bench"):
+            return self.unwrapped.mujoco_renderer.render("rgb_array")  # its own call does not fit gymnasium 1.4
+        return self.env.render()
+
 
 def make_env(env_id: str, render_mode: str | None = None):
-    """Returns a function that makes the task with flat float32 observations, in a worker process or in this one."""
+    """Returns a function that makes the task, in a worker process or in this one."""
 
     def thunk() -> gym.Env:
         if multiprocessing.parent_process() is not None:
@@ -255,11 +312,8 @@ def make_env(env_id: str, render_mode: str | None = None):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if env_id in gym.registry or ":" in env_id:
-            env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
-            env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
-        else:
-            env = DMControlEnv(env_id, render_mode)
+        known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
+        env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
         return gym.wrappers.RecordEpisodeStatistics(env)
 
     return thunk
@@ -489,6 +543,21 @@ def update_targets(agent: Agent, tau: float) -> None:
     torch._foreach_lerp_(targets, [*agent.actor.parameters(), *agent.critic_parameters()], tau)
 
 
+def make_updates(agent: Agent, q_optimizer, actor_optimizer, buffer: ReplayBuffer, args: Args) -> list:
+    """The two kinds of update: of the critics, and of the critics, the actor and the targets. Each draws its batch."""
+
+    def update(with_actor: bool) -> dict[str, Tensor]:
+        batch = buffer.sample(args.batch_size)
+        metrics = update_critics(agent, q_optimizer, batch, args)
+        if with_actor:
+            metrics |= update_actor(agent, actor_optimizer, batch)
+            update_targets(agent, args.tau)
+        return metrics
+
+    updates = [partial(update, False), partial(update, True)]
+    return [cuda_graph(update) for update in updates] if args.cuda_graphs else updates
+
+
 # ----------------------------------------------------------------------------------------------------- CUDA graphs
 
 
@@ -566,6 +635,7 @@ def record_video(policy, env_id: str, seed: int, path: Path, device) -> None:
             action = policy(torch.as_tensor(observation, device=device).unsqueeze(0)).squeeze(0).cpu().numpy()
             observation, _, terminated, truncated, _ = env.step(action)
             step, done = step + 1, terminated or truncated
+    env.close()  # while OpenGL is still there
 
 
 def play(args: Args) -> None:
@@ -894,19 +964,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     q_optimizer = optim.Adam(agent.critic_parameters(), lr=args.learning_rate, fused=True, capturable=cuda)
     actor_optimizer = optim.Adam(agent.actor.parameters(), lr=args.learning_rate, fused=True, capturable=cuda)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_space.shape[0], device)
-
-    def update(with_actor: bool) -> dict[str, Tensor]:
-        batch = buffer.sample(args.batch_size)
-        metrics = update_critics(agent, q_optimizer, batch, args)
-        if with_actor:
-            metrics |= update_actor(agent, actor_optimizer, batch)
-            update_targets(agent, args.tau)
-        return metrics
-
-    update_functions = [partial(update, False), partial(update, True)]
-    if args.cuda_graphs:
-        update_functions = [cuda_graph(function) for function in update_functions]
-
+    updates = make_updates(agent, q_optimizer, actor_optimizer, buffer, args)
     run.start(device, agent=agent, q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
     threads = torch.get_num_threads()
     log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers, {threads} learner threads")
@@ -934,7 +992,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
         metrics = {}
         for _ in range(args.updates_per_step if learning else 0):  # while the environments simulate
             run.updates += 1
-            metrics |= update_functions[run.updates % args.policy_frequency == 0]()
+            metrics |= updates[run.updates % args.policy_frequency == 0]()
         new_observations, step_rewards, step_terminations, _, infos = envs.step_wait()
 
         observations[:] = current_observations
