@@ -335,27 +335,29 @@ def make_env(env_id: str, render_mode: str | None = None):
     return thunk
 
 
-def make_envs(env_id: str, num_envs: int) -> gym.vector.AsyncVectorEnv:
-    """Environments in worker processes. An environment that ends is reset in the same step, so that every transition
-    is a real one; its last observation is in infos["final_obs"]. Observations are overwritten by the next step."""
-    thunks, same_step = [make_env(env_id)] * num_envs, gym.vector.AutoresetMode.SAME_STEP
+class WorkerEnvs(gym.vector.AsyncVectorEnv):
+    """Environments in worker processes, which hold nothing that must be saved and may be in the middle of a step when
+    they are closed: then they are killed, since they ignore signals."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
+    """Worker environments. One that ends is reset in the same step, so that every transition is a real one; its last
+    observation is in infos["final_obs"]. Observations are overwritten by the next step."""
     try:
-        envs = gym.vector.AsyncVectorEnv(thunks, copy=False, autoreset_mode=same_step)
+        same_step = gym.vector.AutoresetMode.SAME_STEP
+        envs = WorkerEnvs([make_env(env_id)] * num_envs, copy=False, autoreset_mode=same_step)
     except Exception as error:
-        fail(f"--env-id {env_id} can't be made: {error}")
+        fail(f"--env-id {env_id} can't be made: {error!r}")
     space = envs.single_action_space
     if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
-        close_envs(envs)
+        envs.close()
         fail(f"--env-id {env_id} has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
     return envs
-
-
-def close_envs(envs: gym.vector.AsyncVectorEnv) -> None:
-    """Ends the workers at once: they hold nothing that must be saved, and may be in the middle of a step."""
-    for process in envs.processes:
-        process.kill()
-        process.join()
-    envs.closed = True
 
 
 TRAINING, EVALUATION, WARM_UP = range(3)  # independent streams of random numbers
@@ -625,6 +627,12 @@ def update_targets(agent: Agent, tau: float) -> None:
     torch._foreach_lerp_(targets, [*agent.actor.parameters(), *agent.critic_parameters()], tau)
 
 
+def make_optimizers(agent: Agent, args: Args) -> tuple[optim.Optimizer, optim.Optimizer]:
+    """Adam for the critics and for the actor; capturable keeps its step count on the device, as CUDA graphs need."""
+    settings = {"lr": args.learning_rate, "fused": True, "capturable": next(agent.parameters()).is_cuda}
+    return optim.Adam(agent.critic_parameters(), **settings), optim.Adam(agent.actor.parameters(), **settings)
+
+
 def make_updates(agent: Agent, q_optimizer, actor_optimizer, buffer: ReplayBuffer, args: Args) -> list:
     """The two kinds of update: of the critics, and of the critics, the actor and the targets. Each draws its batch."""
 
@@ -729,13 +737,11 @@ def play(args: Args) -> None:
     if not path.is_file():
         fail(f"--evaluate {args.evaluate}: there is no {path}")
     saved = load_file(path)
-    if saved is None or saved.get("algorithm") != ALGORITHM:
-        found = f"written by {saved['algorithm']}.py" if saved else "damaged"
+    if saved is None or saved["algorithm"] != ALGORITHM:
+        found = f"written by {saved['algorithm']}.py" if saved else "damaged or something else"
         fail(f"--evaluate {path} is {found}; it takes a whole file that {ALGORITHM}.py wrote")
     trained, step, device = Args(**saved["args"]), saved["global_step"], choose_device(args)
-    with contextlib.ExitStack() as stack:
-        envs = make_envs(trained.env_id, min(args.eval_episodes, 10))
-        stack.callback(close_envs, envs)
+    with contextlib.closing(make_envs(trained.env_id, min(args.eval_episodes, 10))) as envs:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained)
         agent.load_state_dict(saved["agent"])
         returns, lengths = evaluate(agent.to(device).policy, envs, trained.seed, args.eval_episodes, device)
@@ -787,11 +793,12 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def load_file(path: Path) -> dict | None:
-    """What torch.save wrote to `path`, on the CPU; None if the file is damaged (its checksums are verified)."""
+    """What these scripts saved in `path`, on the CPU; None if that is not whole (its checksums are verified)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        return None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return saved if isinstance(saved, dict) and "algorithm" in saved else None
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return None
 
@@ -1043,8 +1050,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     torch.manual_seed(args.seed)
     action_space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
     agent = Agent(obs_dim, action_space, args).to(device)
-    q_optimizer = optim.Adam(agent.critic_parameters(), lr=args.learning_rate, fused=True, capturable=cuda)
-    actor_optimizer = optim.Adam(agent.actor.parameters(), lr=args.learning_rate, fused=True, capturable=cuda)
+    q_optimizer, actor_optimizer = make_optimizers(agent, args)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_space.shape[0], device)
     updates = make_updates(agent, q_optimizer, actor_optimizer, buffer, args)
     run.start(device, agent=agent, q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
@@ -1107,12 +1113,10 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
     run = Run(args, stop)
-    with contextlib.ExitStack() as stack:
-        # The workers are forked before anything here starts threads or CUDA.
-        envs = make_envs(args.env_id, args.num_envs)
-        stack.callback(close_envs, envs)
-        eval_envs = make_envs(args.env_id, min(args.eval_episodes, 10))
-        stack.callback(close_envs, eval_envs)
+    # The workers are forked before anything here starts threads or CUDA.
+    training_envs = contextlib.closing(make_envs(args.env_id, args.num_envs))
+    evaluation_envs = contextlib.closing(make_envs(args.env_id, min(args.eval_episodes, 10)))
+    with training_envs as envs, evaluation_envs as eval_envs:
         try:
             return train(args, run, envs, eval_envs)
         except Exception as error:
