@@ -1,0 +1,1020 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#     "dm_control==1.0.50",
+#     "gymnasium==1.4.0",
+#     "imageio==2.38.1",
+#     "imageio-ffmpeg==0.8.1",
+#     "mujoco==3.17.0",
+#     "numpy==2.4.6",
+#     "psutil==7.2.2",
+#     "tensorboard==2.21.0",
+#     "torch==2.13.0",
+#     "tqdm==4.70.1",
+#     "tyro==1.0.17",
+# ]
+# ///
+"""PPO (Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347) for continuous actions, with the
+hyperparameters of CleanRL.
+
+    python ppo.py --env-id dog-run                                # train; add --resume to go on after a kill
+    python ppo.py --env-id cheetah-run --total-timesteps 100000                          # something in minutes
+    python ppo.py --evaluate runs/dog-run__ppo__1 --capture-video                        # play what was trained
+
+One step is one vector step: all environments advance once (1M steps = 8M frames). An update is a gradient step on one
+minibatch; `num_steps` steps make a rollout, and each rollout is followed by `update_epochs * num_minibatches` updates.
+
+Deviations from CleanRL: time limits bootstrap from the value of the true last observation; the running statistics of
+observations and rewards are shared by the environments, saved with the networks, and used, unchanged, at evaluation;
+every finished episode is logged; a last rollout that the budget cuts short is learned from like the others, and the
+learning rate falls with the steps; minibatches have one size, so a remainder is left out, other samples in each epoch.
+"""
+
+import contextlib
+import ctypes
+import difflib
+import fcntl
+import importlib
+import json
+import logging
+import math
+import multiprocessing.connection
+import os
+import pickle
+import platform
+import signal
+import sys
+import time
+import types
+import warnings
+import zipfile
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.optim as optim
+import tyro
+from torch import Tensor
+from torch.distributions import Normal
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+ALGORITHM = "ppo"
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass
+class Args:
+    env_id: str = "dog-run"
+    """the task: a dm_control task such as dog-run or cheetah-run, or any Gymnasium id such as HalfCheetah-v5"""
+    exp_name: str = ALGORITHM
+    """name of this variant in the run directory and in plots"""
+    seed: int = 1
+    """seed of everything random; training, evaluation and each environment derive their own streams from it"""
+    total_timesteps: int = 1_000_000
+    """length of training, in vector steps: one step of all environments together"""
+    num_envs: int = 8
+    """environments, each in a worker process of its own"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where networks and rollout live; auto takes CUDA if there is one"""
+    torch_deterministic: bool = False
+    """use only deterministic PyTorch algorithms (the CPU is deterministic without it)"""
+    run_dir: str | None = None
+    """where everything is written; by default runs/{env_id}__{exp_name}__{seed}"""
+    resume: bool = False
+    """go on from the newest checkpoint in the run directory, or start if there is none"""
+    overwrite: bool = False
+    """delete the run that is in the run directory, and start"""
+    checkpoint_frequency: int = 50_000
+    """steps between checkpoints; one is also saved on SIGTERM and SIGINT"""
+    keep_checkpoint: bool = False
+    """keep the last checkpoint when the run is complete"""
+    log_frequency: int = 1000
+    """steps between two readings of losses, counters and diagnostics"""
+    eval_frequency: int = 10_000
+    """steps between two evaluations"""
+    eval_episodes: int = 10
+    """deterministic episodes in an evaluation"""
+    evaluate: str | None = None
+    """play the trained policy in this run directory or .pt file, for --eval-episodes episodes, instead of training"""
+    capture_video: bool = False
+    """with --evaluate: write the first episode as an mp4 beside the networks"""
+    track: bool = False
+    """send the TensorBoard scalars to Weights & Biases too (pip install wandb; WANDB_PROJECT says where)"""
+
+    learning_rate: float = 3e-4
+    """step size of Adam at the start"""
+    anneal_lr: bool = True
+    """let the step size fall linearly, to zero at the end of training"""
+    num_steps: int = 2048
+    """steps in a rollout"""
+    num_minibatches: int = 32
+    """minibatches into which the num_steps * num_envs transitions of a rollout are divided"""
+    update_epochs: int = 10
+    """passes over a rollout"""
+    gamma: float = 0.99
+    """discount factor, in [0, 1]"""
+    gae_lambda: float = 0.95
+    """lambda of generalized advantage estimation, in [0, 1]: 0 trusts the critic, 1 the returns"""
+    norm_adv: bool = True
+    """normalize the advantages in each minibatch"""
+    clip_coef: float = 0.2
+    """distance from 1 at which the ratio of new to old probability stops counting"""
+    clip_vloss: bool = True
+    """also limit how far the values move from those at the rollout, to clip_coef"""
+    ent_coef: float = 0.0
+    """weight of the policy's entropy in the loss"""
+    vf_coef: float = 0.5
+    """weight of the value loss in the loss"""
+    max_grad_norm: float = 0.5
+    """norm to which longer gradients are cut"""
+    target_kl: float | None = None
+    """leave out the remaining epochs once the policy has moved further than this KL divergence"""
+
+
+# Arguments that a resumed run may change, because they don't change what is learned (the budget sets the step size).
+FREE = """device run_dir resume overwrite checkpoint_frequency keep_checkpoint log_frequency eval_frequency evaluate
+capture_video track""".split()
+POSITIVE = """total_timesteps num_envs checkpoint_frequency log_frequency eval_frequency eval_episodes learning_rate
+num_steps num_minibatches update_epochs clip_coef max_grad_norm target_kl""".split()
+NOT_NEGATIVE = "seed ent_coef vf_coef".split()
+
+
+def fail(message: str, status: int = 2):
+    """Ends the program with one line on stderr and an exit status."""
+    print(f"{ALGORITHM}.py: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def check_args(args) -> None:
+    """Ends the program, with one line, at the first argument that can't be right."""
+    for name, value in vars(args).items():
+        flag = "--" + name.replace("_", "-")
+        if name in POSITIVE and value is not None and not 0 < value < math.inf:
+            fail(f"{flag} must be positive, not {value}")
+        if name in NOT_NEGATIVE and not 0 <= value < math.inf:
+            fail(f"{flag} must be zero or more, not {value}")
+        if name in ("gamma", "gae_lambda") and not 0 <= value <= 1:
+            fail(f"{flag} must be between 0 and 1, not {value}")
+    if args.num_steps * args.num_envs < 2 * args.num_minibatches:
+        rollout = f"--num-steps {args.num_steps}, --num-envs {args.num_envs}"
+        fail(f"--num-minibatches {args.num_minibatches} leaves less than 2 transitions in each ({rollout})")
+    if args.resume and args.overwrite:
+        fail("--resume goes on with a run and --overwrite deletes it: give one of them")
+    if args.capture_video and not args.evaluate:
+        fail("--capture-video goes with --evaluate RUN_DIR_OR_FILE")
+    if args.track and not find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+
+
+# ----------------------------------------------------------------------------------------------------- environment
+
+H1_TASKS = {f"h1-{task}": f"h1-{task}-v0" for task in ("slide", "walk", "run")} | {"h1-sit": "h1-sit_simple-v0"}
+HUMANOID_BENCH_INSTALL = (
+    "git clone https://github.com/carlosferrazza/humanoid-bench && git -C humanoid-bench checkout 791405f; "
+    "pip install --no-deps -e humanoid-bench"
+)
+
+
+def register_humanoid_bench(env_id: str) -> None:
+    """Registers HumanoidBench's tasks with Gymnasium if `env_id` is one of them; ends the program if it's missing.
+
+    Two of its modules are replaced before the import. Its copy of dm_control's field table is frozen at mujoco 3.1.6,
+    while dm_control's own fits the installed one; and flax_to_torch needs jax, for policies that no task here uses.
+    """
+    if env_id.split("-")[0] not in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1"):
+        return
+    from dm_control.mujoco.wrapper.mjbindings import sizes
+
+    policies = types.ModuleType("humanoid_bench.mjx.flax_to_torch")
+    policies.TorchModel = policies.TorchPolicy = None
+    sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
+    sys.modules["humanoid_bench.mjx.flax_to_torch"] = policies
+    try:
+        importlib.import_module("humanoid_bench")
+    except ImportError as error:
+        fail(f"--env-id {env_id} needs HumanoidBench ({error}): {HUMANOID_BENCH_INSTALL}")
+
+
+def find_env_id(env_id: str) -> str:
+    """The id of a task here: `dog-run` for dm_control/dog-run-v0, `h1-walk` for h1-walk-v0, else a Gymnasium id as it
+    is. An unknown id ends the program with the closest ones."""
+    from dm_control import suite
+
+    tasks = {f"dm_control/{domain}-{task}-v0": f"{domain}-{task}" for domain, task in suite.ALL_TASKS}
+    tasks |= {full: short for short, full in H1_TASKS.items()}
+    if env_id in tasks or env_id in tasks.values():
+        register_humanoid_bench(env_id)
+        return tasks.get(env_id, env_id)
+    try:
+        register_humanoid_bench(env_id)
+        gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        short = env_id.removeprefix("dm_control/").removesuffix("-v0")
+        near = difflib.get_close_matches(short, [*tasks.values(), *gym.registry], n=3, cutoff=0.4)
+        fail(f"--env-id {env_id} is unknown ({error}); the closest: {', '.join(near) or 'none'}")
+    return env_id
+
+
+class DMControlEnv(gym.Env):
+    """A dm_control task as a Gymnasium environment, with nothing around dm_control's own step but one concatenation.
+
+    Observations are the task's arrays, flattened and joined in the order of its `observation_spec()`, in float32.
+    dm_control ends an episode with discount 0 when the task is over, and with discount 1 at the time limit.
+    """
+
+    def __init__(self, env_id: str, render_mode: str | None = None):
+        from dm_control import suite
+        from dm_control.rl.control import PhysicsError
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # MuJoCo's remarks on dm_control's own models
+        self.env = suite.load(*env_id.split("-", 1))
+        self.physics_error = PhysicsError
+        spec = self.env.action_spec()
+        self.action_space = gym.spaces.Box(spec.minimum.astype(np.float32), spec.maximum.astype(np.float32))
+        obs_dim = sum(math.prod(array.shape) for array in self.env.observation_spec().values())
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / self.env.control_timestep()}
+        self.render_mode = render_mode
+
+    def flatten(self, time_step) -> np.ndarray:
+        self.last_obs = np.concatenate([np.ravel(a) for a in time_step.observation.values()], dtype=np.float32)
+        return self.last_obs
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.env.task.random.seed(seed)
+        return self.flatten(self.env.reset()), {}
+
+    def step(self, action: np.ndarray):
+        try:
+            time_step = self.env.step(action)
+        except self.physics_error:
+            # The simulation diverged and there is no next state: the episode stops at the last valid observation.
+            return self.last_obs, 0.0, False, True, {"physics_error": True}
+        terminated = time_step.last() and time_step.discount == 0
+        return self.flatten(time_step), time_step.reward, terminated, time_step.last() and not terminated, {}
+
+    def render(self) -> np.ndarray:
+        return self.env.physics.render(480, 640, camera_id=0)
+
+    def close(self) -> None:
+        self.env.physics.free()
+
+
+class GymnasiumEnv(gym.Wrapper):
+    """A Gymnasium task with flat float32 observations, and without infos, which would cross processes at each step."""
+
+    def __init__(self, env_id: str, render_mode: str | None = None):
+        register_humanoid_bench(env_id)
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # that float32 is what is wanted
+        # HumanoidBench makes an OpenGL context by default, which None prevents.
+        env = gym.make(H1_TASKS.get(env_id, env_id), render_mode=render_mode, disable_env_checker=True)
+        super().__init__(gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        if seed is not None:
+            np.random.seed(seed)  # h1-sit_hard-v0 draws from the global stream
+        return self.env.reset(seed=seed, options=options)[0], {}
+
+    def step(self, action: np.ndarray):
+        return *self.env.step(action)[:4], {}
+
+    def render(self) -> np.ndarray:
+        if type(self.unwrapped).__module__.startswith("humanoid_bench"):
+            return self.unwrapped.mujoco_renderer.render("rgb_array")  # its own call does not fit gymnasium 1.4
+        return self.env.render()
+
+
+def make_env(env_id: str, render_mode: str | None = None):
+    """Returns a function that makes the task, in a worker process or in this one."""
+
+    def thunk() -> gym.Env:
+        if multiprocessing.parent_process() is not None:
+            # Signals are for the trainer, which ends its workers itself; on Linux, a killed trainer takes them along.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
+        env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
+        return gym.wrappers.RecordEpisodeStatistics(env)
+
+    return thunk
+
+
+class WorkerEnvs(gym.vector.AsyncVectorEnv):
+    """Environments in worker processes, which hold nothing that must be saved and may be in the middle of a step when
+    they are closed: then they are killed, since they ignore signals."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
+    """Worker environments. One that ends is reset in the same step, so that every transition is a real one; its last
+    observation is in infos["final_obs"]. Observations are overwritten by the next step."""
+    try:
+        same_step = gym.vector.AutoresetMode.SAME_STEP
+        envs = WorkerEnvs([make_env(env_id)] * num_envs, copy=False, autoreset_mode=same_step)
+    except Exception as error:
+        fail(f"--env-id {env_id} can't be made: {error!r}")
+    space = envs.single_action_space
+    if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
+        envs.close()
+        fail(f"--env-id {env_id} has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
+    return envs
+
+
+TRAINING, EVALUATION, WARM_UP = range(3)  # independent streams of random numbers
+
+
+def derive_seeds(*key: int, count: int) -> list[int]:
+    """`count` seeds for the stream that `key`, such as (seed, TRAINING), names."""
+    return [int(seed) for seed in np.random.SeedSequence(key).generate_state(count)]
+
+
+# --------------------------------------------------------------------------------------------------------- rollout
+
+
+class Steps(NamedTuple):
+    """T steps of N environments. Observations, [T, N, obs_dim], are normalized; `actions`, [T, N, action_dim], are as
+    sampled, not clipped. The others are [T, N]. Rewards are scaled, `dones` are the ends of episodes of any kind, and
+    `valid` is 0 where the simulation diverged, so that there is no next observation."""
+
+    observations: Tensor
+    next_observations: Tensor
+    actions: Tensor
+    logprobs: Tensor
+    rewards: Tensor
+    terminations: Tensor
+    dones: Tensor
+    valid: Tensor
+
+
+class Rollout:
+    """The steps since the last update."""
+
+    def __init__(self, num_steps: int, num_envs: int, obs_dim: int, action_dim: int, device: torch.device):
+        widths = [(obs_dim,), (obs_dim,), (action_dim,), (), (), (), (), ()]
+        self.steps = Steps(*(torch.zeros(num_steps, num_envs, *width, device=device) for width in widths))
+        self.size = 0
+
+    def add(self, step: Steps) -> None:
+        """Stores one step, tensors [N] or [N, dim]."""
+        for stored, value in zip(self.steps, step, strict=True):
+            stored[self.size] = value
+        self.size += 1
+
+    def filled(self) -> Steps:
+        """The steps stored so far."""
+        return Steps(*(stored[: self.size] for stored in self.steps))
+
+    def state_dict(self) -> dict:
+        """The filled part, without the memory behind it."""
+        return {name: stored.clone() for name, stored in self.filled()._asdict().items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes the steps of a checkpoint over. Simulators are not saved: new episodes follow, so the last step here is
+        the end of the old ones, as at a time limit."""
+        self.size = len(state["dones"])
+        for name, stored in self.steps._asdict().items():
+            stored[: self.size] = state[name]
+        self.steps.dones[self.size - 1 : self.size] = 1
+
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance [dim] of all rows so far, in float64: float32 stops moving after some million rows."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, rows: Tensor) -> None:
+        """Counts n rows, [n, dim], by the rule for merging two samples (Chan, Golub and LeVeque 1983)."""
+        rows = rows.double()
+        total, delta = self.count + len(rows), rows.mean(dim=0) - self.mean
+        squares = self.var * self.count + rows.var(dim=0, correction=0) * len(rows)
+        self.var.copy_((squares + delta.square() * self.count * len(rows) / total) / total)
+        self.mean += delta * len(rows) / total
+        self.count.copy_(total)
+
+
+def layer_init(layer: nn.Linear, std: float = math.sqrt(2)) -> nn.Linear:
+    """`layer` with orthogonal weights of gain `std` and no bias."""
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(inputs: int, outputs: int, std: float) -> nn.Sequential:
+    """Two tanh layers of 64 units and a linear one, whose weights have gain `std`."""
+    hidden = [layer_init(nn.Linear(inputs, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()]
+    return nn.Sequential(*hidden, layer_init(nn.Linear(64, outputs), std))
+
+
+class Agent(nn.Module):
+    """Gaussian policy, value function, and the statistics that normalize what they see, in one state_dict."""
+
+    def __init__(self, obs_dim: int, action_space: gym.spaces.Box, args: Args):
+        super().__init__()
+        self.critic = mlp(obs_dim, 1, std=1.0)
+        self.actor_mean = mlp(obs_dim, action_space.shape[0], std=0.01)
+        self.actor_logstd = nn.Parameter(torch.zeros(action_space.shape[0]))
+        self.obs_stats = RunningMeanStd(obs_dim)
+        self.return_stats = RunningMeanStd()
+        self.register_buffer("action_low", torch.as_tensor(action_space.low))
+        self.register_buffer("action_high", torch.as_tensor(action_space.high))
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """What the networks see of observations [..., obs_dim]: each dimension by its statistics, within 10."""
+        scaled = (observations - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
+        return scaled.clamp(-10, 10).float()
+
+    def scale_rewards(self, rewards: Tensor) -> Tensor:
+        """Rewards [n] over the running deviation of the discounted return, within 10."""
+        return (rewards / (self.return_stats.var + 1e-8).sqrt()).clamp(-10, 10).float()
+
+    def get_value(self, observations: Tensor) -> Tensor:
+        """Values [...] of normalized observations [..., obs_dim]."""
+        return self.critic(observations).squeeze(-1)
+
+    def get_distribution(self, observations: Tensor) -> Normal:
+        """The policy's distribution, over [n, d], for normalized observations [n, obs_dim]."""
+        # Checking the arguments would wait for the device each time.
+        return Normal(self.actor_mean(observations), self.actor_logstd.exp(), validate_args=False)
+
+    @torch.no_grad()
+    def explore(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [n, d] for training, not clipped, and the logarithm of their density [n]."""
+        distribution = self.get_distribution(observations)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions).sum(dim=1)
+
+    @torch.no_grad()
+    def policy(self, observations: Tensor) -> Tensor:
+        """Actions [n, d] for evaluation, deterministic, for observations [n, obs_dim] as the environments give them."""
+        return self.actor_mean(self.normalize(observations)).clamp(self.action_low, self.action_high)
+
+
+# ------------------------------------------------------------------------------------------------------ the method
+
+
+def generalized_advantages(steps: Steps, values: Tensor, next_values: Tensor, args: Args) -> Tensor:
+    """Advantages [T, N] (arXiv 1506.02438, eq. 16), from the values [T, N] before and after each step.
+
+    A termination is worth nothing more; an episode that was cut short is worth the value of its last observation. The
+    last step bootstraps in the same way. Before a diverged step, the episode was cut short.
+    """
+    deltas = steps.rewards + args.gamma * (1 - steps.terminations) * next_values - values
+    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantage = deltas[t] + args.gamma * args.gae_lambda * (1 - steps.dones[t]) * advantage
+        advantage = advantages[t] = advantage * steps.valid[t]
+    return advantages
+
+
+# ---------------------------------------------------------------------------------------------------------- update
+
+
+class Minibatch(NamedTuple):
+    """B samples. `observations` are [B, obs_dim], normalized, `actions` [B, action_dim], the others [B]; `logprobs`,
+    `values`, and the `advantages` and `returns` made from them, are those of the networks at the rollout."""
+
+    observations: Tensor
+    actions: Tensor
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def update_minibatch(agent: Agent, optimizer: optim.Optimizer, batch: Minibatch, args: Args) -> dict[str, Tensor]:
+    """One step of actor and critic (arXiv 1707.06347, eq. 7 and 9). Returns what to log."""
+    distribution = agent.get_distribution(batch.observations)
+    logratio = distribution.log_prob(batch.actions).sum(dim=1) - batch.logprobs
+    ratio = logratio.exp()
+    advantages = batch.advantages
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = torch.max(-advantages * ratio, -advantages * clipped_ratio).mean()
+
+    values = agent.get_value(batch.observations)
+    squares = (values - batch.returns).square()
+    if args.clip_vloss:
+        clipped_values = batch.values + (values - batch.values).clamp(-args.clip_coef, args.clip_coef)
+        squares = torch.max(squares, (clipped_values - batch.returns).square())
+    value_loss = squares.mean() / 2
+
+    entropy = distribution.entropy().sum(dim=1).mean()
+    optimizer.zero_grad()
+    (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    optimizer.step()
+    return {
+        "losses/value_loss": value_loss.detach(),
+        "losses/policy_loss": policy_loss.detach(),
+        "losses/entropy": entropy.detach(),
+        "losses/old_approx_kl": -logratio.detach().mean(),
+        "losses/approx_kl": (ratio - 1 - logratio).detach().mean(),  # of the two, the one that can't be negative
+        "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean(),
+    }
+
+
+def update_agent(agent: Agent, optimizer: optim.Optimizer, steps: Steps, args: Args) -> tuple[dict[str, Tensor], int]:
+    """Every epoch on a rollout. Returns what to log, and the number of minibatches."""
+    with torch.no_grad():
+        values, next_values = agent.get_value(steps.observations), agent.get_value(steps.next_observations)
+        advantages = generalized_advantages(steps, values, next_values, args)
+    parts = steps.observations, steps.actions, steps.logprobs, values, advantages, advantages + values
+    samples = Minibatch(*(part[steps.valid.bool()] for part in parts))
+    size = args.num_steps * args.num_envs // args.num_minibatches
+    count = len(samples.values)
+    metrics, clipfracs = {}, []
+    for _ in range(args.update_epochs if count >= size else 0):
+        order = torch.randperm(count, device=values.device)[: count - count % size]
+        for index in order.reshape(-1, size):
+            metrics = update_minibatch(agent, optimizer, Minibatch(*(part[index] for part in samples)), args)
+            clipfracs.append(metrics["losses/clipfrac"])
+        if args.target_kl is not None and metrics["losses/approx_kl"] > args.target_kl:
+            break
+    if metrics:
+        metrics["losses/clipfrac"] = torch.stack(clipfracs).mean()
+        # Without any variance there is nothing to explain: 0, and not NaN, which would end the run.
+        unexplained = (samples.returns - samples.values).var() / samples.returns.var()
+        metrics["losses/explained_variance"] = (1 - unexplained).nan_to_num(0, 0, 0)
+    return metrics, len(clipfracs)
+
+
+def make_optimizer(agent: Agent, args: Args) -> optim.Optimizer:
+    """Adam for actor and critic, with CleanRL's epsilon."""
+    return optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
+    """Plays `policy` for `episodes` episodes; returns their returns and lengths, or None if `stop` fills meanwhile.
+
+    Episode i always starts from the i-th evaluation seed, so the result is a function of the policy alone. Each
+    environment plays one whole episode at a time, so that short episodes don't count more than long ones.
+    """
+    seeds = derive_seeds(seed, EVALUATION, count=episodes + envs.num_envs)
+    returns, lengths = [], []
+    while len(returns) < episodes:
+        observations, _ = envs.reset(seed=seeds[len(returns) : len(returns) + envs.num_envs])
+        episode_returns, episode_lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
+        running = np.ones(envs.num_envs, dtype=bool)
+        while running.any():
+            if stop:
+                return None
+            actions = policy(torch.as_tensor(observations, device=device)).cpu().numpy()
+            observations, rewards, terminations, truncations, _ = envs.step(actions)
+            episode_returns += running * rewards
+            episode_lengths += running
+            running &= ~(terminations | truncations)
+        returns.extend(episode_returns)
+        lengths.extend(episode_lengths)
+    return np.array(returns[:episodes]), np.array(lengths[:episodes])
+
+
+def record_video(policy, env_id: str, seed: int, path: Path, device) -> None:
+    """Plays evaluation episode 0 once more and writes it as an mp4 at real-time speed, near 30 frames a second."""
+    import imageio
+
+    env = make_env(env_id, "rgb_array")()
+    stride = max(1, round(env.metadata["render_fps"] / 30))
+    observation, _ = env.reset(seed=derive_seeds(seed, EVALUATION, count=1)[0])
+    step, done = 0, False
+    with imageio.get_writer(path, fps=env.metadata["render_fps"] / stride) as video:
+        while not done:
+            if step % stride == 0:
+                video.append_data(env.render())
+            action = policy(torch.as_tensor(observation, device=device).unsqueeze(0)).squeeze(0).cpu().numpy()
+            observation, _, terminated, truncated, _ = env.step(action)
+            step, done = step + 1, terminated or truncated
+    env.close()  # while OpenGL is still there
+
+
+def play(args: Args) -> None:
+    """--evaluate: prints every return of a trained policy, their mean and standard deviation (over n)."""
+    path = Path(args.evaluate)
+    if path.is_dir():
+        networks = [file for file in sorted(path.glob("*.pt")) if not file.name.startswith("checkpoint")]
+        path = [*networks, path / CHECKPOINT][0]
+    if not path.is_file():
+        fail(f"--evaluate {args.evaluate}: there is no {path}")
+    saved = load_file(path)
+    if saved is None or saved["algorithm"] != ALGORITHM:
+        found = f"written by {saved['algorithm']}.py" if saved else "damaged or something else"
+        fail(f"--evaluate {path} is {found}; it takes a whole file that {ALGORITHM}.py wrote")
+    trained, step, device = Args(**saved["args"]), saved["global_step"], choose_device(args)
+    with contextlib.closing(make_envs(trained.env_id, min(args.eval_episodes, 10))) as envs:
+        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained)
+        agent.load_state_dict(saved["agent"])
+        returns, lengths = evaluate(agent.to(device).policy, envs, trained.seed, args.eval_episodes, device)
+    for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
+        log(f"episode {episode}: return {episode_return:.2f}, {length} steps")
+    log(f"{path}, step {step:,}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes")
+    if args.capture_video:
+        video = path.with_name(f"{path.stem}_step{step}.mp4")
+        try:
+            record_video(agent.policy, trained.env_id, trained.seed, video, device)
+        except Exception as error:
+            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
+        log(f"video of episode 0: {video}")
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoint
+
+CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint_previous.pt"
+
+
+def log(message: str) -> None:
+    """Prints a line above the progress bar, or into the log file."""
+    tqdm.write(message)
+    sys.stdout.flush()
+
+
+def replace_file(path: Path, write, previous: Path | None = None) -> None:
+    """Writes a file beside `path`, flushes it to disk, and only then renames it, so that `path` is whole at any moment.
+
+    `write` takes the open file; the old file becomes `previous`, if given. A full disk raises OSError or RuntimeError.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        with open(new, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    if previous and path.exists():
+        os.replace(path, previous)
+    os.replace(new, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Replaces a JSON file."""
+    replace_file(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def load_file(path: Path) -> dict | None:
+    """What these scripts saved in `path`, on the CPU; None if that is not whole (its checksums are verified)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return saved if isinstance(saved, dict) and "algorithm" in saved else None
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+
+
+class Run:
+    """A run directory: lock, logs, evaluations, checkpoints and counters, from the first step to the result."""
+
+    SAVED = "global_step updates physics_errors wall_seconds evaluations episodes log_sizes wandb_id".split()
+
+    def __init__(self, args: Args, stop: list[int]):
+        """Makes the directory, or opens it if --resume or --overwrite says so; ends the program if it is in use."""
+        self.args, self.stop = args, stop
+        self.dir = Path(args.run_dir or f"runs/{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}")
+        known = self.dir / "args.json"
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            if not known.exists() and any(path.name != ".lock" for path in self.dir.iterdir()):
+                fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
+            if known.exists() and not args.resume and not args.overwrite:
+                fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
+            self.lock = open(self.dir / ".lock", "w")  # the lock ends with the process, however that ends
+            try:
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fail(f"another process is training in {self.dir}", status=1)
+            if args.resume and (self.dir / "result.json").exists():
+                log(f"{self.dir} is complete")
+                raise SystemExit(0)
+            if args.overwrite:
+                for pattern in ("events.out.tfevents.*", "*.pt", "*.new", "*.json", "*.csv", "*.mp4"):
+                    for path in self.dir.glob(pattern):
+                        path.unlink()
+            if not known.exists():
+                write_json(known, {"algorithm": ALGORITHM, **asdict(args)})
+        except OSError as error:
+            fail(f"--run-dir {self.dir} can't be written: {error}")
+
+    def load_checkpoint(self) -> dict | None:
+        """The newest whole checkpoint, None if there is none yet; ends the program if it is of another run."""
+        paths = [path for path in (self.dir / CHECKPOINT, self.dir / PREVIOUS_CHECKPOINT) if path.exists()]
+        for path in paths:
+            saved = load_file(path)
+            if saved is None:
+                log(f"warning: {path} is damaged; falling back to the one before")
+                continue
+            if saved["algorithm"] != ALGORITHM:
+                fail(f"{path} was written by {saved['algorithm']}.py; this is {ALGORITHM}.py")
+            was, now = saved["args"], asdict(self.args)
+            different = [name for name in now if name not in FREE and was.get(name) != now[name]]
+            if different:
+                listed = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in different)
+                fail(f"{self.dir} was trained with {listed}; give the same arguments, or another --run-dir")
+            return saved
+        if paths:
+            fail(f"no checkpoint in {self.dir} is whole; --overwrite starts the run again", status=1)
+        return None
+
+    def start(self, device: torch.device, **learned) -> None:
+        """Restores counters, random states and each of `learned` from the checkpoint, if --resume finds one; opens the
+        logs, cut back to that checkpoint: what was logged after it will be logged again."""
+        self.device, self.learned = device, learned
+        self.rng = np.random.default_rng(derive_seeds(self.args.seed, WARM_UP, count=1))
+        self.global_step = self.updates = self.physics_errors = 0
+        self.wall_seconds, self.log_sizes, self.wandb_id = 0.0, {}, f"{self.dir.name}-{int(time.time())}"
+        self.evaluations, self.episodes = [], []  # rows of evaluations.csv; [step, return] of the training episodes
+        checkpoint = self.load_checkpoint() if self.args.resume else None
+        if checkpoint:
+            for name in self.SAVED:
+                setattr(self, name, checkpoint[name])
+            for name, part in learned.items():
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["torch_rng"])
+            self.rng.bit_generator.state = checkpoint["numpy_rng"]
+            if device.type == "cuda" and checkpoint["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(checkpoint["cuda_rng"])
+        for path in self.dir.glob("events.out.tfevents.*"):
+            if path.name in self.log_sizes:
+                os.truncate(path, self.log_sizes[path.name])
+            else:
+                path.unlink()
+        write_json(self.dir / "args.json", {"algorithm": ALGORITHM, **asdict(self.args)})
+        self.write_evaluations()
+        if self.args.track:
+            import wandb
+
+            config = {"config": asdict(self.args), "sync_tensorboard": True}
+            wandb.init(name=self.dir.name, id=self.wandb_id, resume="allow", **config)
+        self.writer = SummaryWriter(self.dir)
+        self.first_step = self.logged_step = self.global_step
+        self.started, self.logged_time = time.time() - self.wall_seconds, time.time()
+        self.metrics: dict[str, Tensor] = {}
+        self.training_return = self.evaluation_return = math.nan
+        hidden = not sys.stderr.isatty()
+        self.bar = tqdm(total=self.args.total_timesteps, initial=self.first_step, unit="step", disable=hidden)
+        log(f"{ALGORITHM} on {self.args.env_id}, seed {self.args.seed}, from step {self.first_step:,}: {self.dir}")
+
+    def write_scalars(self, scalars: dict[str, float]) -> None:
+        """Logs to TensorBoard at the current step; a full disk loses them, with a warning, and not the run."""
+        try:
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, self.global_step)
+        except OSError as error:
+            log(f"warning: step {self.global_step:,} is not in TensorBoard's log: {error}")
+            with contextlib.suppress(OSError):
+                self.writer = SummaryWriter(self.dir)  # the old one does not recover
+
+    def write_evaluations(self) -> None:
+        """Replaces evaluations.csv; a row is one episode."""
+        header = "step,frames,updates,wall_seconds,episode,return,length"
+        text = "\n".join([header, *(",".join(str(field) for field in row) for row in self.evaluations)]) + "\n"
+        try:
+            replace_file(self.dir / "evaluations.csv", lambda file: file.write(text.encode()))
+        except OSError as error:
+            log(f"warning: evaluations.csv waits for the next evaluation: {error}")
+
+    def read_metrics(self) -> dict[str, float]:
+        """Waits for the learner and reads what it returned last; ends the run if that is not finite."""
+        values = torch.stack(list(self.metrics.values())).tolist() if self.metrics else []
+        values = dict(zip(self.metrics, values, strict=True))
+        broken = [tag for tag, value in values.items() if not math.isfinite(value)]
+        if broken:
+            fail(f"step {self.global_step}: {', '.join(broken)} not finite; the checkpoints are left as they were", 1)
+        return values
+
+    def save_checkpoint(self) -> None:
+        """Writes everything that --resume needs; a full disk leaves the checkpoint before, and training goes on."""
+        self.read_metrics()
+        self.wall_seconds = time.time() - self.started
+        cuda_rng = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        try:
+            self.writer.flush()
+            self.log_sizes = {path.name: path.stat().st_size for path in self.dir.glob("events.out.tfevents.*")}
+            content = {"algorithm": ALGORITHM, "args": asdict(self.args), "torch_rng": torch.get_rng_state()}
+            content |= {"cuda_rng": cuda_rng, "numpy_rng": self.rng.bit_generator.state}
+            content |= {name: getattr(self, name) for name in self.SAVED}
+            content |= {name: part.state_dict() for name, part in self.learned.items()}
+            replace_file(self.dir / CHECKPOINT, partial(torch.save, content), self.dir / PREVIOUS_CHECKPOINT)
+            log(f"step {self.global_step:,}: checkpoint")
+        except (OSError, RuntimeError) as error:
+            log(f"warning: no checkpoint at step {self.global_step:,}, the one before is kept: {error}")
+
+    def goes_on(self, policy, eval_envs) -> bool:
+        """Between two steps: evaluates and saves where that is due; False at the end of the budget or on a signal.
+
+        What a signal interrupts is left out and done by the resumed run, so that it does the same as an uninterrupted.
+        """
+        step, args = self.global_step, self.args
+        finished = step >= args.total_timesteps
+        evaluated = bool(self.evaluations) and self.evaluations[-1][0] == step
+        if (finished or step % args.eval_frequency == 0) and not evaluated:
+            self.read_metrics()
+            result = evaluate(policy, eval_envs, args.seed, args.eval_episodes, self.device, self.stop)
+            if result is not None:
+                counters = [step, step * args.num_envs, self.updates, round(time.time() - self.started, 3)]
+                episodes = zip(range(args.eval_episodes), result[0].tolist(), result[1].tolist(), strict=True)
+                self.evaluations += [[*counters, *episode] for episode in episodes]
+                self.write_evaluations()
+                self.evaluation_return, std = result[0].mean(), result[0].std()
+                self.write_scalars({"eval/episodic_return": self.evaluation_return, "eval/episodic_return_std": std})
+                log(f"step {step:,}: evaluation {self.evaluation_return:.1f} +/- {std:.1f}")
+        if self.stop or (step % args.checkpoint_frequency == 0 and step > self.first_step and not finished):
+            self.save_checkpoint()
+        return not self.stop and not finished
+
+    def count_step(self, metrics: dict[str, Tensor], infos: dict) -> None:
+        """Counts a step, and logs the episodes that ended in it and, where that is due, metrics and counters."""
+        self.global_step += 1
+        self.metrics |= metrics
+        if "final_info" in infos:
+            final, ended = infos["final_info"], infos["_final_info"]
+            self.physics_errors += int(np.sum(final.get("physics_error", 0)))
+            returns, lengths = final["episode"]["r"][ended], final["episode"]["l"][ended]
+            self.episodes += [[self.global_step, float(episode_return)] for episode_return in returns]
+            self.training_return = returns.mean()
+            charts = {"charts/episodic_return": self.training_return, "charts/episodic_length": lengths.mean()}
+            self.write_scalars(charts)
+        self.bar.update()
+        if self.global_step % self.args.log_frequency == 0:
+            sps = (self.global_step - self.logged_step) / (time.time() - self.logged_time)
+            self.logged_step, self.logged_time = self.global_step, time.time()
+            charts = {"charts/SPS": sps, "charts/frames": self.global_step * self.args.num_envs}
+            charts |= {"charts/updates": self.updates, "charts/physics_errors": self.physics_errors}
+            self.write_scalars(self.read_metrics() | charts)
+            status = f"return {self.training_return:.1f}, evaluation {self.evaluation_return:.1f}, SPS {sps:.0f}"
+            self.bar.set_postfix_str(status)
+            if self.bar.disable:
+                hours = (self.args.total_timesteps - self.global_step) / sps / 3600
+                log(f"step {self.global_step:,}: {status}, {hours:.1f} h left")
+
+    def finish(self, agent: nn.Module) -> int:
+        """Writes the networks and the result, or says what stopped the run; returns the exit status."""
+        self.bar.close()
+        self.writer.close()
+        if self.stop:
+            log(f"stopped by {signal.Signals(self.stop[0]).name} at step {self.global_step:,}; --resume goes on")
+            return 128 + self.stop[0]
+        returns = np.array([row[5] for row in self.evaluations if row[0] == self.global_step])
+        tail = [episode_return for step, episode_return in self.episodes if step > 0.9 * self.global_step]
+        seconds = time.time() - self.started
+        result = {"algorithm": ALGORITHM, "exp_name": self.args.exp_name, "env_id": self.args.env_id}
+        result |= {"seed": self.args.seed, "args": asdict(self.args), "global_step": self.global_step}
+        result |= {"frames": self.global_step * self.args.num_envs, "updates": self.updates}
+        result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
+        result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
+        result |= {"physics_errors": self.physics_errors, "wall_seconds": seconds, "sps": self.global_step / seconds}
+        packages = "torch", "numpy", "gymnasium", "dm_control", "mujoco"
+        result |= {"versions": {name: version(name) for name in packages} | {"python": platform.python_version()}}
+        cuda = self.device.type == "cuda"
+        result |= {"device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {count_cores()} cores"}
+        networks = {"algorithm": ALGORITHM, "args": asdict(self.args), "global_step": self.global_step}
+        networks |= {"agent": agent.state_dict()}
+        try:
+            replace_file(self.dir / f"{self.args.exp_name}.pt", partial(torch.save, networks))
+            write_json(self.dir / "result.json", result)
+        except (OSError, RuntimeError) as error:
+            fail(
+                f"the result can't be written: {error}; --resume ends the run again from its last checkpoint", status=1
+            )
+        if not self.args.keep_checkpoint:
+            for path in self.dir.glob("checkpoint*"):
+                path.unlink()
+        log(f"complete: {self.dir}, evaluation {returns.mean():.1f} +/- {returns.std():.1f}")
+        return 0
+
+
+# ------------------------------------------------------------------------------------------------------- main loop
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def choose_device(args: Args) -> torch.device:
+    """The device of --device, with the settings that belong to it."""
+    if "OMP_NUM_THREADS" not in os.environ:  # leave the workers' cores to them; small matrices gain nothing beyond 4
+        torch.set_num_threads(max(1, min(4, count_cores() - args.num_envs)))
+    if args.torch_deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def train(args: Args, run: Run, envs, eval_envs) -> int:
+    """Trains up to --total-timesteps or a signal; returns the exit status."""
+    device = choose_device(args)
+    torch.manual_seed(args.seed)
+    action_space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
+    agent = Agent(obs_dim, action_space, args).to(device)
+    optimizer = make_optimizer(agent, args)
+    rollout = Rollout(args.num_steps, args.num_envs, obs_dim, action_space.shape[0], device)
+    run.start(device, agent=agent, optimizer=optimizer, rollout=rollout)
+    threads = torch.get_num_threads()
+    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers, {threads} learner threads")
+    if args.total_timesteps * args.num_envs < args.num_steps * args.num_envs // args.num_minibatches:
+        log(f"warning: nothing is learned in {args.total_timesteps} steps: they don't fill one minibatch")
+
+    # Simulators are not saved: a resumed run starts new episodes, from seeds of their own.
+    seeds = derive_seeds(args.seed, TRAINING, run.global_step, count=args.num_envs)
+    new_observations, _ = envs.reset(seed=seeds)
+    observations = agent.normalize(torch.as_tensor(new_observations, device=device))
+    discounted_returns = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
+
+    while run.goes_on(agent.policy, eval_envs):
+        actions, logprobs = agent.explore(observations)
+        # The environments get clipped actions, but the policy is Gaussian: learning goes on with what was sampled.
+        clipped_actions = actions.clamp(agent.action_low, agent.action_high).cpu().numpy()
+        new_observations, step_rewards, step_terminations, truncations, infos = envs.step(clipped_actions)
+
+        new_observations = torch.as_tensor(new_observations, device=device)
+        agent.obs_stats.update(new_observations)
+        next_observations = agent.normalize(new_observations)
+        step = [observations, next_observations.clone(), actions, logprobs]
+        if "final_obs" in infos:  # these environments are already reset: their last observation followed the action
+            ended = infos["_final_obs"]
+            final_observations = torch.as_tensor(np.stack(infos["final_obs"][ended]), device=device)
+            step[1][torch.as_tensor(ended, device=device)] = agent.normalize(final_observations)
+        observations = next_observations
+        diverged = infos.get("final_info", {}).get("physics_error", np.zeros(args.num_envs)).astype(bool)
+        columns = [step_rewards, step_terminations, step_terminations | truncations, ~diverged]
+        rewards, terminations, dones, valid = torch.as_tensor(np.array(columns, dtype=np.float32), device=device)
+        discounted_returns = args.gamma * discounted_returns + rewards
+        agent.return_stats.update(discounted_returns)
+        discounted_returns *= 1 - dones
+        rollout.add(Steps(*step, agent.scale_rewards(rewards), terminations, dones, valid))
+
+        metrics = {}
+        if rollout.size == args.num_steps or run.global_step + 1 == args.total_timesteps:
+            begin = run.global_step + 1 - rollout.size
+            learning_rate = args.learning_rate * (1 - begin / args.total_timesteps if args.anneal_lr else 1)
+            optimizer.param_groups[0]["lr"] = learning_rate
+            metrics, updates = update_agent(agent, optimizer, rollout.filled(), args)
+            metrics["charts/learning_rate"] = torch.tensor(learning_rate, device=device)
+            run.updates += updates
+            rollout.size = 0
+        run.count_step(metrics, infos)
+    return run.finish(agent)
+
+
+def main() -> int:
+    """Reads the command line, and trains or plays; returns the exit status."""
+    args = tyro.cli(Args, description=__doc__)
+    check_args(args)
+    # Before MuJoCo is imported: EGL renders offscreen, and without a video there is no OpenGL at all.
+    os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
+    if args.evaluate:
+        play(args)
+        return 0
+    args.env_id = find_env_id(args.env_id)
+    stop: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda number, _: stop.append(number))
+    run = Run(args, stop)
+    # The workers are forked before anything here starts threads or CUDA.
+    training_envs = contextlib.closing(make_envs(args.env_id, args.num_envs))
+    evaluation_envs = contextlib.closing(make_envs(args.env_id, min(args.eval_episodes, 10)))
+    with training_envs as envs, evaluation_envs as eval_envs:
+        try:
+            return train(args, run, envs, eval_envs)
+        except Exception as error:
+            workers = [*envs.processes, *eval_envs.processes]
+            if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
+                raise
+            run.save_checkpoint()
+            dead = next(worker for worker in workers if not worker.is_alive())
+            fail(f"{dead.name} died ({error!r}, exit code {dead.exitcode}); --resume goes on from the checkpoint", 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
