@@ -218,7 +218,10 @@ def find_env_id(env_id: str) -> str:
         return tasks.get(env_id, env_id)
     try:
         register_humanoid_bench(env_id)
-        gym.spec(env_id)
+        module, _, name = env_id.rpartition(":")  # module:Env-v0 is registered by importing the module
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         short = env_id.removeprefix("dm_control/").removesuffix("-v0")
         near = difflib.get_close_matches(short, [*tasks.values(), *gym.registry], n=3, cutoff=0.4)

@@ -221,7 +221,10 @@ def find_env_id(env_id: str) -> str:
         return tasks.get(env_id, env_id)
     try:
         register_humanoid_bench(env_id)
-        gym.spec(env_id)
+        module, _, name = env_id.rpartition(":")  # module:Env-v0 is registered by importing the module
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         short = env_id.removeprefix("dm_control/").removesuffix("-v0")
         near = difflib.get_close_matches(short, [*tasks.values(), *gym.registry], n=3, cutoff=0.4)
@@ -414,7 +417,7 @@ class ReplayBuffer:
 # -------------------------------------------------------------------------------------------------------- networks
 
 
-class SoftQNetwork(nn.Module):
+class QNetwork(nn.Module):
     """Critic."""
 
     def __init__(self, obs_dim: int, action_dim: int):
@@ -474,8 +477,8 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, action_space: gym.spaces.Box, args: Args):
         super().__init__()
         self.actor = Actor(obs_dim, action_space)
-        self.qf1 = SoftQNetwork(obs_dim, action_space.shape[0])
-        self.qf2 = SoftQNetwork(obs_dim, action_space.shape[0])
+        self.qf1 = QNetwork(obs_dim, action_space.shape[0])
+        self.qf2 = QNetwork(obs_dim, action_space.shape[0])
         self.qf1_target = copy.deepcopy(self.qf1).requires_grad_(False)
         self.qf2_target = copy.deepcopy(self.qf2).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else args.alpha).log())

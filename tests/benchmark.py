@@ -79,8 +79,8 @@ class PortActor(nn.Module):
 
 
 class Port:
-    """AMS-TD3, eager: states repeated K times, torch.linalg.qr per batch, unfused Adam, parameter-by-parameter averaging,
-    one array a field in host memory, environments one after the other in this process through shimmy's wrappers."""
+    """AMS-TD3, eager: states repeated K times, torch.linalg.qr per batch, unfused Adam, parameter-by-parameter
+    averaging, one array a field in host memory, environments one after the other, through shimmy's wrappers."""
 
     def __init__(self, env_id, obs_dim, action_dim, device, capacity, num_envs=8, num_neighbors=8, epsilon=0.2):
         self.device, self.num_neighbors, self.epsilon, self.updates = device, num_neighbors, epsilon, 0
@@ -338,18 +338,19 @@ def main():
     device = torch.device(args.device)
     names = [name for name in ("td3", "ams_td3", "sac", "ams_sac") if (ROOT / f"{name}.py").exists()]
     modules = {name: importlib.import_module(name) for name in names}
-    modules = {n: m for n, m in modules.items() if hasattr(m, "make_optimizers")}
     ams = modules["ams_td3"]
     ams.find_env_id(args.env_id)
     envs = ams.make_envs(args.env_id, 8)
     obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
     action_dim = action_space.shape[0]
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
-    table, numbers = [], {"args": vars(args), "torch": torch.__version__, "cpu": platform.processor(), "gpu": gpu}
+    numbers = {"args": vars(args), "torch": torch.__version__, "cpu": platform.processor(), "gpu": gpu}
     numbers |= {"cores": ams.count_cores(), "machine": platform.platform()}
 
+    print(f"{args.env_id} on {gpu or 'the CPU'}, {numbers['cores']} cores, {args.threads} learner threads")
+
     def row(name, value, unit, note=""):
-        table.append((name, value, unit, note))
+        print(f"{name:48s} {value:10.3f} {unit:8s} {note}", flush=True)
         numbers[name] = value
 
     # Updates
@@ -423,11 +424,6 @@ def main():
         row("memory on the device", torch.cuda.max_memory_allocated() / 2**20, "MiB", "peak, every candidate")
     envs.close()
 
-    print(
-        f"{args.env_id}, {gpu or 'CPU'}, {numbers['cores']} cores, {args.threads} learner threads, torch {torch.__version__}"
-    )
-    for name, value, unit, note in table:
-        print(f"{name:48s} {value:10.3f} {unit:8s} {note}")
     Path(args.output).write_text(json.dumps(numbers, indent=2))
 
 

@@ -85,6 +85,11 @@ def check_line(script: str, err: str, *parts: str) -> None:
         assert part in lines[0], f"{part!r} is not in {lines[0]!r}"
 
 
+def written(run_dir) -> list[str]:
+    """What a refused command left that the corrected one would find; a directory with a free lock is none of it."""
+    return [path.name for path in run_dir.glob("*") if path.name != ".lock"]
+
+
 POSITIVE = """--total-timesteps --num-envs --checkpoint-frequency --log-frequency --eval-frequency --eval-episodes
 --learning-rate --buffer-size --batch-size --updates-per-step --policy-frequency""".split()
 NOT_NEGATIVE = "--seed --learning-starts --exploration-noise --policy-noise --noise-clip".split()
@@ -208,7 +213,7 @@ def test_a_task_that_can_not_be_trained(env_id, parts, tmp_path):
     env = hook(tmp_path, ODD_TASKS)
     done = run("ams_td3", *small("ams_td3", "--env-id", env_id), cwd=tmp_path, env=env, status=2)
     check_line("ams_td3", done.stderr, f"--env-id {env_id}", *parts)
-    assert not (tmp_path / "run").exists(), "a corrected command would find a run there"
+    assert not written(tmp_path / "run"), "a corrected command would find a run there"
 
 
 @pytest.mark.parametrize("env_id", ["odd:Task-v0", "Double-v0", "Plain-v0"])
@@ -228,7 +233,7 @@ def test_a_buffer_that_does_not_fit(tmp_path):
     needed, free = (float(number) for number in re.findall(r"([\d.]+) (?:GiB|free|of)", done.stderr)[:2])
     assert needed == pytest.approx(1e12 * 4 * (3 + 3 + 1 + 1 + 1) / 2**30, rel=0.01)
     assert 0 < free < psutil.virtual_memory().total / 2**30
-    assert not (tmp_path / "run").exists()
+    assert not written(tmp_path / "run")
 
 
 # ----------------------------------------------------------------------------------------------- run directories
@@ -276,6 +281,23 @@ def test_an_existing_run_needs_a_decision(script, main, tmp_path):
     assert status == 2
     check_line(script, err, "run exists", "--resume", "--overwrite", "--run-dir")
     assert hashes(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_is_training_is_left_alone(script, main, tmp_path):
+    """Its lock is held by another process, as by the one that trains."""
+    make_run(tmp_path / "run", script)
+    before = hashes(tmp_path / "run")
+    hold = "import fcntl; lock = open('run/.lock', 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('held', flush=True)"
+    options = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold + "; input()"], **options) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for how in ("--resume", "--overwrite"):
+            status, _, err = main(script, *small(script, how))
+            assert status == 1
+            check_line(script, err, "another process is training in run")
+            assert hashes(tmp_path / "run") == before
+        holder.communicate("\n")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -446,18 +446,15 @@ for script, *flags in ast.literal_eval(sys.argv[1]):
 
 
 def train(*runs):
-    """Trains each of `runs`, (script, run directory, flags); returns the rows of each evaluations.csv without the wall
-    clock."""
-    commands = [
-        [script, "--run-dir", str(folder), "--device", "cpu", *map(str, flags)] for script, folder, flags in runs
-    ]
+    """Trains each of `runs`, (script, directory, flags); returns each evaluations.csv, rows without the wall clock."""
+    commands = [[script, "--run-dir", str(path), "--device", "cpu", *map(str, flags)] for script, path, flags in runs]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUNS, repr(commands)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     results = []
-    for _, folder, _ in runs:
-        with open(folder / "evaluations.csv") as file:
+    for _, path, _ in runs:
+        with open(path / "evaluations.csv") as file:
             results.append([{key: row[key] for key in row if key != "wall_seconds"} for row in csv.DictReader(file)])
     return results
 
@@ -466,12 +463,12 @@ def mean_return(rows, step: int) -> float:
     return float(np.mean([float(row["return"]) for row in rows if row["step"] == str(step)]))
 
 
-TINY = """--env-id Pendulum-v1 --num-envs 2 --total-timesteps 90 --learning-starts 40 --batch-size 16 --buffer-size 150
---eval-frequency 60 --eval-episodes 1""".split()
+TINY = """--env-id Pendulum-v1 --num-envs 2 --total-timesteps 70 --learning-starts 40 --batch-size 16 --buffer-size 150
+--eval-frequency 100 --eval-episodes 1""".split()
 
 
 def test_ams_sac_without_its_parts_is_sac_and_seeds_reproduce(tmp_path):
-    """To the last bit of every return, over 50 updates."""
+    """To the last bit of every return, over 30 updates."""
     base, bare, again, method, method_again, other = train(
         ("sac", tmp_path / "base", [*TINY, "--seed", 3]),
         ("ams_sac", tmp_path / "bare", [*TINY, "--seed", 3, "--no-ntd", "--no-layer-norm"]),
@@ -480,8 +477,8 @@ def test_ams_sac_without_its_parts_is_sac_and_seeds_reproduce(tmp_path):
         ("ams_sac", tmp_path / "method_again", [*TINY, "--seed", 3]),
         ("sac", tmp_path / "other", [*TINY, "--seed", 4]),
     )
-    assert [row["step"] for row in base] == ["0", "60", "90"] and base[-1]["updates"] == "50"
-    assert len({row["return"] for row in base}) == 3  # the policy did change
+    assert [row["step"] for row in base] == ["0", "70"] and base[1]["updates"] == "30"
+    assert base[0]["return"] != base[1]["return"]  # the policy did change
     assert bare == base and again == base and method_again == method
     assert method[0] == base[0] and method[1] != base[1] and other[0] != base[0]
 
