@@ -42,10 +42,10 @@ import logging
 import math
 import multiprocessing.connection
 import os
-import pickle
 import platform
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -186,11 +186,15 @@ def check_args(args) -> None:
             f"--learning-starts {args.learning_starts}, --num-envs {args.num_envs}, --buffer-size {args.buffer_size}"
         )
         fail(f"--batch-size {args.batch_size} is more than the {stored} transitions of the first update ({where})")
+    if args.seed >= 2**63:
+        fail(f"--seed must be less than 2**63, not {args.seed}")
+    if not args.exp_name or "/" in args.exp_name or args.exp_name.startswith("checkpoint"):
+        fail(f"--exp-name {args.exp_name!r} can't name the networks' file: not empty, no /, not checkpoint...")
     if args.resume and args.overwrite:
         fail("--resume goes on with a run and --overwrite deletes it: give one of them")
-    if args.capture_video and not args.evaluate:
+    if args.capture_video and args.evaluate is None:
         fail("--capture-video goes with --evaluate RUN_DIR_OR_FILE")
-    if args.track and not find_spec("wandb"):
+    if args.track and not getattr(find_spec("wandb"), "origin", None):
         fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
@@ -207,14 +211,14 @@ HUMANOID_BENCH_INSTALL = (
 )
 
 
-def register_humanoid_bench(env_id: str) -> None:
-    """Registers HumanoidBench's tasks with Gymnasium if `env_id` is one of them; ends the program if it's missing.
+def register_humanoid_bench(env_id: str) -> bool:
+    """Registers HumanoidBench's tasks if `env_id` is one of them, and says so; ends the program if it's missing.
 
     Two of its modules are replaced before the import. Its copy of dm_control's field table is frozen at mujoco 3.1.6,
     while dm_control's own fits the installed one; and flax_to_torch needs jax, for policies that no task here uses.
     """
     if env_id.split("-")[0] not in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1"):
-        return
+        return False
     from dm_control.mujoco.wrapper.mjbindings import sizes
 
     policies = types.ModuleType("humanoid_bench.mjx.flax_to_torch")
@@ -225,6 +229,7 @@ def register_humanoid_bench(env_id: str) -> None:
         importlib.import_module("humanoid_bench")
     except ImportError as error:
         fail(f"--env-id {env_id} needs HumanoidBench ({error}): {HUMANOID_BENCH_INSTALL}")
+    return True
 
 
 def find_env_id(env_id: str) -> str:
@@ -301,11 +306,15 @@ class GymnasiumEnv(gym.Wrapper):
     """A Gymnasium task with flat float32 observations, and without infos, which would cross processes at each step."""
 
     def __init__(self, env_id: str, render_mode: str | None = None):
-        register_humanoid_bench(env_id)
+        self.humanoid_bench = register_humanoid_bench(env_id)
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # that float32 is what is wanted
-        # HumanoidBench makes an OpenGL context by default, which None prevents.
-        env = gym.make(H1_TASKS.get(env_id, env_id), render_mode=render_mode, disable_env_checker=True)
+        # HumanoidBench makes an OpenGL context unless it is told None; other tasks need not know the word.
+        rendering = {"render_mode": render_mode} if render_mode or self.humanoid_bench else {}
+        env = gym.make(H1_TASKS.get(env_id, env_id), disable_env_checker=True, **rendering)
         super().__init__(gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32))
+        space = env.action_space
+        if isinstance(space, gym.spaces.Box) and space.dtype == np.float64:
+            self.action_space = gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         if seed is not None:
@@ -316,7 +325,7 @@ class GymnasiumEnv(gym.Wrapper):
         return *self.env.step(action)[:4], {}
 
     def render(self) -> np.ndarray:
-        if type(self.unwrapped).__module__.startswith("humanoid_bench"):
+        if self.humanoid_bench:
             return self.unwrapped.mujoco_renderer.render("rgb_array")  # its own call does not fit gymnasium 1.4
         return self.env.render()
 
@@ -453,7 +462,7 @@ class QNetwork(nn.Module):
         else:
             # W [s; a] + b = (W_s s + b) + W_a a: the state's part is computed once, not once per neighbor.
             weight_s, weight_a = self.fc1.weight.split([observations.shape[1], actions.shape[2]], dim=1)
-            x = F.linear(actions, weight_a)
+            x = F.linear(actions.flatten(0, 1), weight_a).unflatten(0, actions.shape[:2])
             x += F.linear(observations, weight_s, self.fc1.bias).unsqueeze(1)
         x = F.relu(self.ln1(x), inplace=True)
         x = F.relu(self.ln2(self.fc2(x)), inplace=True)
@@ -609,7 +618,7 @@ def update_critics(agent: Agent, q_optimizer: optim.Optimizer, batch: Batch, arg
         "losses/qf2_loss": qf2_loss.detach(),
         "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,
         "diagnostics/critic_grad_norm": grad_norm,
-        "diagnostics/td_target_variance": next_q_value.var(),
+        "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
 
 
@@ -733,6 +742,13 @@ def record_video(policy, env_id: str, seed: int, path: Path, device) -> None:
 
 def play(args: Args) -> None:
     """--evaluate: prints every return of a trained policy, their mean and standard deviation (over n)."""
+    if args.capture_video:
+        try:
+            import mujoco
+
+            mujoco.GLContext(64, 64).free()
+        except Exception as error:
+            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
     path = Path(args.evaluate)
     if path.is_dir():
         networks = [file for file in sorted(path.glob("*.pt")) if not file.name.startswith("checkpoint")]
@@ -746,7 +762,7 @@ def play(args: Args) -> None:
     trained, step, device = Args(**saved["args"]), saved["global_step"], choose_device(args)
     with contextlib.closing(make_envs(trained.env_id, min(args.eval_episodes, 10))) as envs:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained)
-        agent.load_state_dict(saved["agent"])
+        load_state(agent, saved["agent"], path)
         returns, lengths = evaluate(agent.to(device).policy, envs, trained.seed, args.eval_episodes, device)
     for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
         log(f"episode {episode}: return {episode_return:.2f}, {length} steps")
@@ -767,8 +783,11 @@ CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint_previous.pt"
 
 def log(message: str) -> None:
     """Prints a line above the progress bar, or into the log file."""
-    tqdm.write(message)
-    sys.stdout.flush()
+    try:
+        tqdm.write(message)
+        sys.stdout.flush()
+    except OSError:  # a full disk, or a pipe that nobody reads any more: training goes on without these lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def replace_file(path: Path, write, previous: Path | None = None) -> None:
@@ -802,8 +821,16 @@ def load_file(path: Path) -> dict | None:
             damaged = archive.testzip()
         saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return saved if isinstance(saved, dict) and "algorithm" in saved else None
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except Exception:  # what a damaged file raises is as varied as the damage
         return None
+
+
+def load_state(part, state: dict, path: Path) -> None:
+    """Loads a part of a checkpoint; ends the program if its tensors have other shapes."""
+    try:
+        part.load_state_dict(state)
+    except RuntimeError as error:
+        fail(f"{path} has networks of another shape: {' '.join(str(error).split())[:200]}")
 
 
 class Run:
@@ -818,9 +845,10 @@ class Run:
         known = self.dir / "args.json"
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            if not known.exists() and any(path.name != ".lock" for path in self.dir.iterdir()):
+            is_run = known.exists() and '"algorithm"' in known.read_text()
+            if not is_run and any(path.name != ".lock" for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
-            if known.exists() and not args.resume and not args.overwrite:
+            if is_run and not args.resume and not args.overwrite:
                 fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
             self.lock = open(self.dir / ".lock", "w")  # the lock ends with the process, however that ends
             try:
@@ -834,8 +862,6 @@ class Run:
                 for pattern in ("events.out.tfevents.*", "*.pt", "*.new", "*.json", "*.csv", "*.mp4"):
                     for path in self.dir.glob(pattern):
                         path.unlink()
-            if not known.exists():
-                write_json(known, {"algorithm": ALGORITHM, **asdict(args)})
         except OSError as error:
             fail(f"--run-dir {self.dir} can't be written: {error}")
 
@@ -872,7 +898,7 @@ class Run:
             for name in self.SAVED:
                 setattr(self, name, checkpoint[name])
             for name, part in learned.items():
-                part.load_state_dict(checkpoint[name])
+                load_state(part, checkpoint[name], self.dir)
             torch.set_rng_state(checkpoint["torch_rng"])
             self.rng.bit_generator.state = checkpoint["numpy_rng"]
             if device.type == "cuda" and checkpoint["cuda_rng"] is not None:
@@ -882,17 +908,23 @@ class Run:
                 os.truncate(path, self.log_sizes[path.name])
             else:
                 path.unlink()
-        write_json(self.dir / "args.json", {"algorithm": ALGORITHM, **asdict(self.args)})
+        try:
+            write_json(self.dir / "args.json", {"algorithm": ALGORITHM, **asdict(self.args)})
+        except OSError as error:
+            fail(f"{self.dir} can't be written: {error}", 1)
         self.write_evaluations()
         if self.args.track:
             import wandb
 
             config = {"config": asdict(self.args), "sync_tensorboard": True}
             wandb.init(name=self.dir.name, id=self.wandb_id, resume="allow", **config)
+        # The writer's thread dies of a full disk; write_scalars() warns of it.
+        threading.excepthook = lambda died: None if died.exc_type is OSError else threading.__excepthook__(died)
         self.writer = SummaryWriter(self.dir)
         self.first_step = self.logged_step = self.global_step
         self.started, self.logged_time = time.time() - self.wall_seconds, time.time()
-        self.metrics: dict[str, Tensor] = {}
+        metrics = checkpoint["metrics"] if checkpoint else {}
+        self.metrics: dict[str, Tensor] = {tag: torch.tensor(value, device=device) for tag, value in metrics.items()}
         self.training_return = self.evaluation_return = math.nan
         hidden = not sys.stderr.isatty()
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.first_step, unit="step", disable=hidden)
@@ -928,13 +960,15 @@ class Run:
 
     def save_checkpoint(self) -> None:
         """Writes everything that --resume needs; a full disk leaves the checkpoint before, and training goes on."""
-        self.read_metrics()
+        metrics = self.read_metrics()
         self.wall_seconds = time.time() - self.started
         cuda_rng = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
         try:
-            self.writer.flush()
+            with contextlib.suppress(OSError):
+                self.writer.flush()
             self.log_sizes = {path.name: path.stat().st_size for path in self.dir.glob("events.out.tfevents.*")}
             content = {"algorithm": ALGORITHM, "args": asdict(self.args), "torch_rng": torch.get_rng_state()}
+            content |= {"metrics": metrics}
             content |= {"cuda_rng": cuda_rng, "numpy_rng": self.rng.bit_generator.state}
             content |= {name: getattr(self, name) for name in self.SAVED}
             content |= {name: part.state_dict() for name, part in self.learned.items()}
@@ -962,9 +996,10 @@ class Run:
                 self.evaluation_return, std = result[0].mean(), result[0].std()
                 self.write_scalars({"eval/episodic_return": self.evaluation_return, "eval/episodic_return_std": std})
                 log(f"step {step:,}: evaluation {self.evaluation_return:.1f} +/- {std:.1f}")
-        if self.stop or (step % args.checkpoint_frequency == 0 and step > self.first_step and not finished):
+        self.stopped = bool(self.stop)
+        if self.stopped or (step % args.checkpoint_frequency == 0 and step > self.first_step and not finished):
             self.save_checkpoint()
-        return not self.stop and not finished
+        return not self.stopped and not finished
 
     def count_step(self, metrics: dict[str, Tensor], infos: dict) -> None:
         """Counts a step, and logs the episodes that ended in it and, where that is due, metrics and counters."""
@@ -994,8 +1029,9 @@ class Run:
     def finish(self, agent: nn.Module) -> int:
         """Writes the networks and the result, or says what stopped the run; returns the exit status."""
         self.bar.close()
-        self.writer.close()
-        if self.stop:
+        with contextlib.suppress(OSError):
+            self.writer.close()
+        if self.stopped:
             log(f"stopped by {signal.Signals(self.stop[0]).name} at step {self.global_step:,}; --resume goes on")
             return 128 + self.stop[0]
         returns = np.array([row[5] for row in self.evaluations if row[0] == self.global_step])
@@ -1081,7 +1117,9 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
             actions.numpy()[:] = run.rng.uniform(action_space.low, action_space.high, actions.shape)
         envs.step_async(actions.numpy())
         metrics = {}
-        for _ in range(args.updates_per_step if learning else 0):  # while the environments simulate
+        # While the environments simulate; none if a worker died in this step and they are in the checkpoint already.
+        owed = (run.global_step + 1 - args.learning_starts) * args.updates_per_step - run.updates
+        for _ in range(owed if learning else 0):
             run.updates += 1
             metrics |= updates[run.updates % args.policy_frequency == 0]()
         new_observations, step_rewards, step_terminations, _, infos = envs.step_wait()
@@ -1108,7 +1146,7 @@ def main() -> int:
     check_args(args)
     # Before MuJoCo is imported: EGL renders offscreen, and without a video there is no OpenGL at all.
     os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
-    if args.evaluate:
+    if args.evaluate is not None:
         play(args)
         return 0
     args.env_id = find_env_id(args.env_id)
