@@ -117,7 +117,7 @@ PPO = "--num-steps 50 --num-minibatches 4 --update-epochs 2".split()
 
 def train(name, env_id, run_dir, path):
     budget = [*BUDGET, *(PPO if name == "ppo" else OFF_POLICY)]
-    result = run_script("ams_td3", "--env-id", env_id, "--run-dir", run_dir, *budget, path=path)
+    result = run_script(name, "--env-id", env_id, "--run-dir", run_dir, *budget, path=path)
     assert result.returncode == 0, result.stderr
     return json.loads((run_dir / "result.json").read_text())
 
@@ -163,7 +163,7 @@ def test_equal_seeds_give_equal_episodes(env_id):
 @needs_package
 def test_bootstrapping_at_both_ends_of_real_episodes(monkeypatch):
     """A fall is a termination: y = r. The time limit is not: y = r + gamma Q'(s', a')."""
-    fall, limit = play_to_the_end("h1-walk", 1.0), play_to_the_end("h1-sit", 0.0)
+    fall, limit = play_to_the_end("h1-walk", -1.0), play_to_the_end("h1-sit", 0.0)
     assert fall[2:] == (True, False) and len(fall[1]) < 1000
     assert limit[2:] == (False, True) and len(limit[1]) == 1000
     args = ams_td3.Args()

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 300  # seconds: no process here takes a tenth of it on an idle machine
 
 # Small budgets, crossing warm-up (150 steps) and the delayed update of the actor (every 2nd).
-SMALL = """--device cpu --num-envs 2 --eval-episodes 2 --total-timesteps 400 --log-frequency 50 --eval-frequency 100
+SMALL = """--device cpu --num-envs 2 --eval-episodes 2 --total-timesteps 400 --log-frequency 50 --eval-frequency 150
 --checkpoint-frequency 150"""
 OFF_POLICY = "--learning-starts 150 --batch-size 16 --buffer-size 3000"
 TD3_TAGS = """losses/qf1_values losses/qf2_values losses/qf1_loss losses/qf2_loss losses/qf_loss losses/actor_loss
@@ -146,6 +146,16 @@ def hook(folder: Path, code: str) -> dict:
     return {"PYTHONPATH": folder}
 
 
+# Episodes of dm_control's cheetah last 40 steps instead of 1000: it takes long to play them, and to draw them.
+SHORT_EPISODES = """
+from dm_control.rl import control
+init = control.Environment.__init__
+def short(self, *args, **kwargs):
+    init(self, *args, **{**kwargs, "time_limit": 0.4})
+control.Environment.__init__ = short
+"""
+
+
 def gone(process: psutil.Process) -> bool:
     """Whether a process has ended; nobody may be there to collect an orphan, which then stays as a zombie."""
     try:
@@ -224,7 +234,7 @@ def check_learned(run_dir: Path, exp_name: str) -> None:
         assert not torch.equal(tensor, before["agent"][name]), f"{name} did not move"
 
 
-def check_whole(run_dir: Path, script: str, total=400, log=50, evaluation=100, warm_up=150, rate=1, num_envs=2):
+def check_whole(run_dir: Path, script: str, total=400, log=50, evaluation=150, warm_up=150, rate=1, num_envs=2):
     """Counters, evaluations and curves as one uninterrupted run leaves them: nothing missing, nothing twice."""
     result = json.loads((run_dir / "result.json").read_text())
     updates = (total - warm_up) * rate
@@ -352,16 +362,16 @@ def test_ams_td3_learns(tmp_path):
 
 def test_seeds_differ_and_ams_td3_without_its_method_is_td3(tmp_path):
     """On a task with 6 action dimensions; equal to the last digit of every return."""
-    budget = "--env-id cheetah-run --total-timesteps 260 --eval-frequency 1000"
-    run("td3", *small("td3", budget, "--run-dir td3"), cwd=tmp_path)
-    run("td3", *small("td3", budget, "--run-dir other --seed 2"), cwd=tmp_path)
-    run("ams_td3", *small("ams_td3", budget, "--run-dir ams --no-ntd --no-layer-norm"), cwd=tmp_path)
+    budget, env = "--env-id cheetah-run --total-timesteps 260", hook(tmp_path, SHORT_EPISODES)
+    run("td3", *small("td3", budget, "--run-dir td3"), cwd=tmp_path, env=env)
+    run("td3", *small("td3", budget, "--run-dir other --seed 2"), cwd=tmp_path, env=env)
+    run("ams_td3", *small("ams_td3", budget, "--run-dir ams --no-ntd --no-layer-norm"), cwd=tmp_path, env=env)
     td3, other, ams = (read_evaluations(tmp_path / name) for name in ("td3", "other", "ams"))
     assert td3 == ams
-    assert [row[2] for row in td3] == [0, 0, 110, 110]
+    assert [row[2] for row in td3] == [0, 0, 0, 0, 110, 110]
     returns, other_returns = ([row[4] for row in rows] for rows in (td3, other))
     assert not {*returns} & {*other_returns}
-    assert len({*returns}) == 4  # episodes differ, and training changed the policy
+    assert returns[:2] == returns[2:4] and len({*returns}) == 4  # episodes differ, and training changed the policy
     td3, ams = (read_checkpoint(tmp_path / d, f)["agent"] for d, f in (("td3", "td3.pt"), ("ams", "ams_td3.pt")))
     assert td3.keys() == ams.keys() and all(torch.equal(td3[name], ams[name]) for name in td3)
 
@@ -370,7 +380,7 @@ SWITCHES = [
     # Six action dimensions and K = 10 > 6, in antithetic pairs.
     (
         "ams_td3",
-        """--env-id cheetah-run --eval-frequency 1000 --num-envs 1 --updates-per-step 2 --torch-deterministic
+        """--env-id cheetah-run --num-envs 1 --updates-per-step 2 --torch-deterministic
         --sampling antithetic --num-neighbors 10 --action-projection normalize""",
     ),
     ("ams_td3", "--sampling gaussian --num-neighbors 3 --policy-frequency 3 --epsilon 0 --gamma 1 --tau 1 --track"),
@@ -393,13 +403,12 @@ def init(**options):
 
 @pytest.mark.parametrize(("script", "switches"), SWITCHES, ids=["antithetic", "gaussian", "minimal", "td3"])
 def test_switches_train(script, switches, tmp_path):
-    env = hook(tmp_path, "")
+    env = hook(tmp_path, SHORT_EPISODES)
     (env["PYTHONPATH"] / "wandb.py").write_text(WANDB)
     run(script, *small(script, "--total-timesteps 320 --keep-checkpoint", switches), cwd=tmp_path, env=env)
     words = dict(zip(switches.split(), switches.split()[1:], strict=False))
     num_envs, rate = int(words.get("--num-envs", 2)), int(words.get("--updates-per-step", 1))
-    evaluation = int(words.get("--eval-frequency", 100))
-    check_whole(tmp_path / "run", script, total=320, rate=rate, num_envs=num_envs, evaluation=evaluation)
+    check_whole(tmp_path / "run", script, total=320, rate=rate, num_envs=num_envs)
     check_learned(tmp_path / "run", script)
     if "--buffer-size 110" in switches:  # the last 110 of 900 transitions: steps 263 to 300 of 3 environments
         obs, next_obs, *_ = read_replay(tmp_path / "run", 3, 1)
@@ -454,49 +463,41 @@ def test_evaluate_plays_what_the_run_ended_with(script, trained, tmp_path):
     assert hashes(run_dir) == before and not any(tmp_path.iterdir())
 
 
-def test_evaluate_takes_a_file_and_a_run_that_is_only_checkpointed(stopped, tmp_path):
+def test_evaluate_plays_a_run_that_is_only_checkpointed(stopped, tmp_path):
     run_dir = stopped("ams_td3")
     rows = read_evaluations(run_dir)
-    done = run("ams_td3", "--eval-episodes 2 --device cpu --evaluate", run_dir / "ams_td3.pt", cwd=tmp_path)
-    assert printed_episodes(done.stdout) == expected_lines(rows[-2:])
     (run_dir / "ams_td3.pt").unlink()
     done = run("ams_td3", "--eval-episodes 2 --device cpu --evaluate run", cwd=tmp_path)
     assert printed_episodes(done.stdout) == expected_lines([row for row in rows if row[0] == 300])
 
 
-# dm_control tasks last 1000 steps and software EGL draws 10 frames a second: here they last 40 steps.
-SHORT_EPISODES = """
-from dm_control.rl import control
-init = control.Environment.__init__
-def short(self, *args, **kwargs):
-    init(self, *args, **{**kwargs, "time_limit": 0.4})
-control.Environment.__init__ = short
-"""
-
-
 @pytest.mark.parametrize(("env_id", "seconds_per_step"), [("cheetah-run", 0.01), ("InvertedPendulum-v5", 0.04)])
-def test_video(env_id, seconds_per_step, tmp_path):
+def test_video(env_id, seconds_per_step, trained, tmp_path):
     """An mp4 that plays in real time, of the episode that the evaluation reports; without EGL, one line."""
     import imageio.v3 as imageio
 
-    env = hook(tmp_path, SHORT_EPISODES)
-    run("ams_td3", *small("ams_td3", TINY, "--env-id", env_id), cwd=tmp_path, env=env)
-    play = "--evaluate run --eval-episodes 2 --capture-video --device cpu"
+    env, file = hook(tmp_path, SHORT_EPISODES), tmp_path / "run" / "ams_td3.pt"
+    if env_id == "cheetah-run":
+        run("ams_td3", *small("ams_td3", TINY, "--env-id", env_id), cwd=tmp_path, env=env)
+    else:
+        shutil.copytree(trained("ams_td3", env_id), tmp_path / "run")
+    play = "--eval-episodes 2 --capture-video --device cpu --evaluate", file
 
     # In an empty folder there is no vendor's EGL to be found.
-    done = run("ams_td3", play, cwd=tmp_path, env=env | {"__EGL_VENDOR_LIBRARY_DIRS": tmp_path / "hook"}, status=1)
+    done = run("ams_td3", *play, cwd=tmp_path, env=env | {"__EGL_VENDOR_LIBRARY_DIRS": tmp_path / "hook"}, status=1)
     assert "apt install" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert not [*(tmp_path / "run").glob("*.mp4*")]
 
-    words = command("ams_td3", play)
+    words = command("ams_td3", *play)
     done = subprocess.run(words, cwd=tmp_path, env=environment(**env), text=True, capture_output=True, timeout=LIMIT)
     if done.returncode == 1 and "needs EGL" in done.stderr:
         pytest.skip(f"no EGL here: {done.stderr}")
     assert done.returncode == 0, done.stderr
+    assert printed_episodes(done.stdout) == expected_lines(read_evaluations(tmp_path / "run")[-2:])
     (video,) = (tmp_path / "run").glob("*.mp4")
     fps = imageio.immeta(video, plugin="FFMPEG")["fps"]
     frames = np.stack([*imageio.imiter(video, plugin="FFMPEG")])
-    steps = int(printed_episodes(done.stdout)[0].split(", ")[1].split()[0])
+    steps = read_evaluations(tmp_path / "run")[-2][5]
     assert frames.shape[1:] in [(480, 640, 3), (480, 480, 3)]
     assert abs(len(frames) / fps - steps * seconds_per_step) <= 2 / fps
     assert 20 <= fps <= 50
@@ -532,7 +533,7 @@ def test_pendulum_replay_holds_real_transitions_only(trained):
 
 def test_inverted_pendulum_replay_marks_terminations(trained):
     """InvertedPendulum-v5 ends by falling over, |angle| > 0.2, and not before 1000 steps otherwise."""
-    run_dir = trained("td3", "InvertedPendulum-v5")
+    run_dir = trained("ams_td3", "InvertedPendulum-v5")
     obs, next_obs, actions, rewards, terminations = read_replay(run_dir, 4, 1)
     assert len(obs) == 2 * 300
     fallen = np.abs(next_obs[:, 1]) > 0.2
@@ -573,10 +574,10 @@ control.Environment.step, control.Environment.reset = diverge, counted_reset
 
 
 def test_a_simulation_that_diverges_ends_its_episode_only(tmp_path):
-    budget = "--env-id cheetah-run --keep-checkpoint --total-timesteps 320 --eval-frequency 160"
+    budget = "--env-id cheetah-run --keep-checkpoint --total-timesteps 320"
     run("ams_td3", *small("ams_td3", budget), cwd=tmp_path, env=hook(tmp_path, DIVERGE))
     run_dir = tmp_path / "run"
-    check_whole(run_dir, "ams_td3", total=320, evaluation=160)
+    check_whole(run_dir, "ams_td3", total=320)
     assert all(row[5] == 40 for row in read_evaluations(run_dir))
     scalars = read_scalars(run_dir)
     assert scalars["charts/physics_errors"] == [(step, 2 * (step // 40)) for step in range(50, 321, 50)]
@@ -628,15 +629,15 @@ def test_signals_save_and_resume_completes(tmp_path):
     assert 170 <= step < 400 and not (run_dir / "result.json").exists()
     wait_for(lambda: all(gone(worker) for worker in workers))
 
-    # The evaluation after the next checkpoint is at step 300, or 400; each takes 200 steps.
+    # The next evaluation takes 200 steps.
     env = hook(tmp_path, DURING_EVALUATION.format(action="os.kill(os.getpid(), signal.SIGTERM)")) | {"AT": 77}
     resume = small("ams_td3", "--log-frequency 10 --resume --keep-checkpoint")
     done = run("ams_td3", *resume, cwd=tmp_path, env=env, status=143)
-    evaluated = (step // 100 + 1) * 100
+    evaluated = min((step // 150 + 1) * 150, 400)
     assert f"stopped by SIGTERM at step {evaluated}" in done.stdout
     assert f"from step {step}" in done.stdout
     assert read_checkpoint(run_dir)["global_step"] == evaluated
-    assert read_evaluations(run_dir)[-1][0] == evaluated - 100
+    assert read_evaluations(run_dir)[-1][0] == step // 150 * 150
 
     done = run("ams_td3", *resume, cwd=tmp_path)
     assert f"from step {evaluated}" in done.stdout
@@ -768,7 +769,7 @@ AsyncVectorEnv.step_async = counted
 def test_killed_workers_end_the_run_with_a_checkpoint(tmp_path):
     """A training worker in training, then an evaluation worker in an evaluation; then the run completes."""
     run_dir, args = tmp_path / "run", small("td3", "--checkpoint-frequency 1000 --resume")
-    # Evaluations, of 200 steps, at steps 0 and 100.
+    # Evaluations, of 200 steps, at steps 0 and 150.
     env = hook(tmp_path, DURING_A_STEP) | {"AT": 200 + 200 + 171}
     with training("td3", *args, cwd=tmp_path, env=env) as first:
         first.wait_for_step(100)
@@ -784,10 +785,10 @@ def test_killed_workers_end_the_run_with_a_checkpoint(tmp_path):
     done = run("td3", *args, cwd=tmp_path, env=env, status=1)
     assert "died" in done.stderr and "--resume" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert "from step 170:" in done.stdout
-    assert read_checkpoint(run_dir)["global_step"] == 200
+    assert read_checkpoint(run_dir)["global_step"] == 300
 
     done = run("td3", *args, cwd=tmp_path)
-    assert "from step 200:" in done.stdout
+    assert "from step 300:" in done.stdout
     check_whole(run_dir, "td3")
 
 
@@ -978,18 +979,14 @@ tensorboard.SummaryWriter.flush = flush
 """
 
 
-def test_a_log_that_can_not_be_flushed_does_not_cost_the_checkpoint(tmp_path):
-    """As after a moment in which the disk was full: the checkpoint itself fits."""
+def test_output_that_can_not_be_written_costs_no_checkpoint_and_no_training(tmp_path):
+    """What a run prints may go to a disk that is full, or into a pipe that nobody reads any more; TensorBoard's files
+    may have failed in a moment in which the disk was full, while the checkpoint itself fits again."""
     args = small("td3", TINY, "--checkpoint-frequency 40 --keep-checkpoint")
-    run("td3", *args, cwd=tmp_path, env=hook(tmp_path, LOGS_FAIL))
-    assert read_checkpoint(tmp_path / "run")["global_step"] == 40
-
-
-def test_output_that_can_not_be_written_does_not_stop_training(tmp_path):
-    """The log of a run that is redirected to the disk that is full, or into a pipe that nobody reads any more."""
     with open("/dev/full", "w") as full:
-        run("td3", *small("td3", TINY), cwd=tmp_path, stdout=full)
+        run("td3", *args, cwd=tmp_path, env=hook(tmp_path, LOGS_FAIL), stdout=full)
     check_whole(tmp_path / "run", "td3", total=60, log=20, warm_up=20)
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 40
 
 
 # ------------------------------------------------------------------------------------------------------- not finite

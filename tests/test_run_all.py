@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import tyro
@@ -406,6 +407,19 @@ def test_smoke_skips_what_is_done_and_goes_on_after_a_failure(project):
     assert "5 runs: 5 done, 0 running, 0 failed, 0 unfinished, 0 missing" in output
     assert all(path.stat().st_mtime_ns == written for path, written in results.items()) and len(results) == 4
     assert [len(project.attempts(f"walker-walk__{script}__0")) for script in SCRIPTS] == [2, 1, 1, 1, 1]
+
+    # The sweep, drawn: every number that the plotter reads is the run's own.
+    command = [sys.executable, ROOT / "plot_curves.py", project.folder / "runs", "--format", "png"]
+    exported, figures = project.folder / "curves.csv", project.folder / "figures"
+    command += ["--out-dir", figures, "--export", exported]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (figures / "figure3.png").stat().st_size > 10_000
+    curves = pd.read_csv(exported)
+    for path in project.folder.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        mine = curves[(curves.algorithm == result["algorithm"]) & (curves.tag == "eval/episodic_return")]
+        last = mine[mine.step == result["global_step"]].value.tolist()
+        assert last == pytest.approx([result["final_evaluation"]["mean"]], rel=1e-6)  # TensorBoard keeps float32
 
     # A listed line, pasted, gives the same run.
     name, line = "walker-walk__td3__0", project.sweep("smoke", "--list", "--algorithms", "td3")
