@@ -277,6 +277,31 @@ def environment_step(module, env_id, steps=300):
     return statistics.median(whole), statistics.median(own)
 
 
+def steps_of_ppo(module, args, envs):
+    """Seconds (whole, simulating, updating) of 128 steps of ppo.py's own train().
+
+    A rollout of 64 steps with one minibatch keeps PPO's default of 512 samples a minibatch and 10 of them for 64 steps.
+    """
+    timed, marks = TimedTraining(module, args, envs), {}
+    saved = module.update_agent, module.evaluate, envs.step, module.Run.count_step, sys.stdout
+
+    def count_step(run, metrics, infos):
+        saved[3](run, metrics, infos)
+        marks[run.global_step] = time.perf_counter(), timed.waiting, timed.updating
+
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silent:
+        changes = dict(run_dir=folder, total_timesteps=192, num_steps=64, num_minibatches=1, num_envs=envs.num_envs)
+        script = script_args(module, args, **changes)
+        module.update_agent, envs.step = timed.timed(saved[0], "updating"), timed.timed(envs.step, "waiting")
+        module.evaluate = lambda *given: (np.zeros(script.eval_episodes), np.zeros(script.eval_episodes, dtype=int))
+        module.Run.count_step, sys.stdout = count_step, silent
+        try:
+            module.train(script, module.Run(script, []), envs, envs)
+        finally:
+            module.update_agent, module.evaluate, envs.step, module.Run.count_step, sys.stdout = saved
+    return tuple(after - before for before, after in zip(marks[64], marks[192], strict=True))
+
+
 class TimedTraining:
     """The script's own train(), with a clock at its joints: the updates, the wait for the simulators, whole steps."""
 
@@ -383,16 +408,19 @@ def main():
     # Whole training
     envs.reset(seed=1)
     training = {name: TimedTraining(module, args, envs) for name, module in modules.items()}
-    turns = {name: [] for name in [*training, "port"]}
+    ppo = importlib.import_module("ppo") if (ROOT / "ppo.py").exists() else None
+    turns = {name: [] for name in [*training, "port", *(["ppo"] if ppo else [])]}
     alone = []
     for _ in range(args.step_turns):
         for name, candidate in training.items():
             turns[name].append(candidate.steps(60))
         turns["port"].append(port.steps(60))
+        if ppo:
+            turns["ppo"].append([part * 60 / 128 for part in steps_of_ppo(ppo, args, envs)])
         alone.append(simulator_alone(envs))
     for name, measured in turns.items():
         step, waiting, updating, elsewhere = median_shares(measured, 60)
-        first = "simulating" if name == "port" else "waiting"
+        first = "simulating" if name in ("port", "ppo") else "waiting"
         note = f"{first} {waiting:.0%}, updating {updating:.0%}, elsewhere {elsewhere:.0%}"
         row(f"training {name}", 1 / step, "steps/s", note)
     row("training ams_td3 / port", numbers["training ams_td3"] / numbers["training port"], "x")

@@ -23,12 +23,14 @@ import sys
 import termios
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,10 +42,17 @@ SMALL = """--device cpu --num-envs 2 --eval-episodes 2 --total-timesteps 400 --l
 OFF_POLICY = "--learning-starts 150 --batch-size 16 --buffer-size 3000"
 TD3_TAGS = """losses/qf1_values losses/qf2_values losses/qf1_loss losses/qf2_loss losses/qf_loss losses/actor_loss
 diagnostics/critic_grad_norm diagnostics/td_target_variance"""
-# The scripts, each with its own part of a small budget and the tags that its updates log.
+
+
+def off_policy_updates(step: int, warm_up=150, rate=1) -> int:
+    """The number of updates after a number of steps."""
+    return max(0, step - warm_up) * rate
+
+
+# The scripts, each with its own part of a small budget, the tags that its updates log, and how many updates there are.
 SCRIPTS = {
-    "ams_td3": (OFF_POLICY, TD3_TAGS),
-    "td3": (OFF_POLICY, TD3_TAGS),
+    "ams_td3": (OFF_POLICY, TD3_TAGS, off_policy_updates),
+    "td3": (OFF_POLICY, TD3_TAGS, off_policy_updates),
 }
 COUNTER_TAGS = "charts/SPS charts/frames charts/updates charts/physics_errors".split()
 EVALUATION_TAGS = "eval/episodic_return eval/episodic_return_std".split()
@@ -234,19 +243,22 @@ def check_learned(run_dir: Path, exp_name: str) -> None:
         assert not torch.equal(tensor, before["agent"][name]), f"{name} did not move"
 
 
-def check_whole(run_dir: Path, script: str, total=400, log=50, evaluation=150, warm_up=150, rate=1, num_envs=2):
-    """Counters, evaluations and curves as one uninterrupted run leaves them: nothing missing, nothing twice."""
-    result = json.loads((run_dir / "result.json").read_text())
-    updates = (total - warm_up) * rate
+def check_result(run_dir: Path, script: str, total=400, num_envs=2, updates=None) -> list[int]:
+    """Counters and evaluations as one uninterrupted run leaves them; returns the steps of the evaluations."""
+    result, updates = json.loads((run_dir / "result.json").read_text()), updates or SCRIPTS[script][2]
     counters = [result[name] for name in ("global_step", "frames", "updates")]
-    assert counters == [total, total * num_envs, updates]
-
-    rows = read_evaluations(run_dir)
-    evaluated = sorted({*range(0, total, evaluation), total})
-    expected = [[s, s * num_envs, max(0, s - warm_up) * rate, episode] for s in evaluated for episode in range(2)]
+    assert counters == [total, total * num_envs, updates(total)]
+    rows, evaluated = read_evaluations(run_dir), sorted({*range(0, total, 150), total})
+    expected = [[step, step * num_envs, updates(step), episode] for step in evaluated for episode in range(2)]
     assert [row[:4] for row in rows] == expected
     assert [row[4] for row in rows[-2:]] == result["final_evaluation"]["returns"]
+    return evaluated
 
+
+def check_whole(run_dir: Path, script: str, total=400, log=50, num_envs=2, updates=None) -> None:
+    """Counters, evaluations and curves as one uninterrupted run leaves them: nothing missing, nothing twice."""
+    evaluated = check_result(run_dir, script, total, num_envs, updates)
+    rows, updates = read_evaluations(run_dir), updates or SCRIPTS[script][2]
     scalars = read_scalars(run_dir)
     assert {*scalars} - {*EPISODE_TAGS} == {*COUNTER_TAGS, *EVALUATION_TAGS, *SCRIPTS[script][1].split()}
     logged = [*range(log, total + 1, log)]
@@ -259,10 +271,10 @@ def check_whole(run_dir: Path, script: str, total=400, log=50, evaluation=150, w
         elif tag in COUNTER_TAGS:
             assert steps == logged, tag
         else:
-            assert steps == [step for step in logged if step > warm_up], tag
+            assert steps == [step for step in logged if updates(step)], tag
         assert all(math.isfinite(value) for _, value in points), tag
     assert scalars["charts/frames"] == [(step, step * num_envs) for step in logged]
-    assert scalars["charts/updates"] == [(step, max(0, step - warm_up) * rate) for step in logged]
+    assert scalars["charts/updates"] == [(step, updates(step)) for step in logged]
     assert all(value > 0 for _, value in scalars["charts/SPS"])
     for step, mean in scalars["eval/episodic_return"]:
         assert mean == pytest.approx(np.mean([row[4] for row in rows if row[0] == step]), rel=1e-5)
@@ -408,7 +420,8 @@ def test_switches_train(script, switches, tmp_path):
     run(script, *small(script, "--total-timesteps 320 --keep-checkpoint", switches), cwd=tmp_path, env=env)
     words = dict(zip(switches.split(), switches.split()[1:], strict=False))
     num_envs, rate = int(words.get("--num-envs", 2)), int(words.get("--updates-per-step", 1))
-    check_whole(tmp_path / "run", script, total=320, rate=rate, num_envs=num_envs)
+    updates = partial(off_policy_updates, rate=rate)
+    check_whole(tmp_path / "run", script, total=320, num_envs=num_envs, updates=updates)
     check_learned(tmp_path / "run", script)
     if "--buffer-size 110" in switches:  # the last 110 of 900 transitions: steps 263 to 300 of 3 environments
         obs, next_obs, *_ = read_replay(tmp_path / "run", 3, 1)
@@ -911,7 +924,7 @@ def test_overwrite_starts_again(stopped, tmp_path):
     (run_dir / "notes.txt").write_text("mine")
     done = run("td3", *small("td3", TINY, "--overwrite --seed 2"), cwd=tmp_path)
     assert "from step 0:" in done.stdout
-    check_whole(run_dir, "td3", total=60, log=20, warm_up=20)
+    check_whole(run_dir, "td3", total=60, log=20, updates=partial(off_policy_updates, warm_up=20))
     assert json.loads((run_dir / "args.json").read_text())["seed"] == 2
     assert not [*run_dir.glob("checkpoint*")] and (run_dir / "notes.txt").read_text() == "mine"
 
@@ -936,9 +949,21 @@ def test_a_checkpoint_that_does_not_fit(stopped, tmp_path):
     check_whole(run_dir, "ams_td3")
 
 
+@contextlib.contextmanager
+def filled(disk: Path, running: Training):
+    """Fills a disk while the process that uses it is stopped, which is at no particular point of a step."""
+    running.process.send_signal(signal.SIGSTOP)
+    with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 12))
+    running.process.send_signal(signal.SIGCONT)
+    yield
+    (disk / "filler").unlink()
+
+
 def test_a_full_disk(tmp_path):
-    """Nothing at all can be written from step 160 on: training goes on to the end, which says in one line that its
-    result can't be written; when there is room again, --resume completes the run."""
+    """Nothing at all can be written from step 160 on: training goes on to its end, which says in one line that the
+    result can't be written. Resumed, it meets a full disk again, until step 300: then all is well but for curves."""
     disk = tmp_path / "run"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], capture_output=True).returncode:
@@ -948,25 +973,30 @@ def test_a_full_disk(tmp_path):
         with training("td3", *args, cwd=tmp_path) as running:
             running.wait_for("step 150: checkpoint")
             before = hashes(disk, "checkpoint*")
-            # Signals are only looked at between two steps: the disk is filled at rest, in the middle of the run.
-            running.process.send_signal(signal.SIGSTOP)
-            with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-                while True:
-                    filler.write(bytes(1 << 12))
-            running.process.send_signal(signal.SIGCONT)
-            output = running.end(1)
+            with filled(disk, running):
+                output = running.end(1)
+                assert hashes(disk, "checkpoint*") == before
+                done = run("td3", *args, cwd=tmp_path, status=1)
+                assert len(done.stderr.splitlines()) == 1, done.stderr
+                assert hashes(disk, "checkpoint*") == before
         assert "warning: no checkpoint at step 300" in output and "warning: no checkpoint at step 450" in output
         (line,) = [line for line in output.splitlines() if line.startswith("td3.py: error")]
         assert "can't be written" in line
         assert "step 500: evaluation" in output
-        assert hashes(disk, "checkpoint*") == before
-        done = run("td3", *args, cwd=tmp_path, status=1)  # still full
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert hashes(disk, "checkpoint*") == before
-        (disk / "filler").unlink()
-        done = run("td3", *args, cwd=tmp_path)
-        assert "from step 150:" in done.stdout
-        check_whole(disk, "td3", total=500, log=10)
+
+        with training("td3", *args, cwd=tmp_path) as running:
+            running.wait_for("from step 150:")
+            running.wait_for_step(160)
+            with filled(disk, running):
+                running.wait_for("warning: no checkpoint at step 300")
+            output = running.end(0)
+        assert "step 450: checkpoint" in output
+        assert check_result(disk, "td3", total=500) == [0, 150, 300, 450, 500]
+        # What was logged on the full disk is lost, and nothing else: TensorBoard reads over the half of a record.
+        curves = EventAccumulator(str(disk), size_guidance={"scalars": 0}).Reload()
+        for tag in COUNTER_TAGS:
+            steps = [point.step for point in curves.Scalars(tag)]
+            assert steps == sorted({*steps}) and {*steps} >= {*range(10, 160, 10), *range(400, 501, 10)}, tag
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -985,7 +1015,7 @@ def test_output_that_can_not_be_written_costs_no_checkpoint_and_no_training(tmp_
     args = small("td3", TINY, "--checkpoint-frequency 40 --keep-checkpoint")
     with open("/dev/full", "w") as full:
         run("td3", *args, cwd=tmp_path, env=hook(tmp_path, LOGS_FAIL), stdout=full)
-    check_whole(tmp_path / "run", "td3", total=60, log=20, warm_up=20)
+    check_whole(tmp_path / "run", "td3", total=60, log=20, updates=partial(off_policy_updates, warm_up=20))
     assert read_checkpoint(tmp_path / "run")["global_step"] == 40
 
 
