@@ -884,10 +884,6 @@ class Run:
             if args.resume and (self.dir / "result.json").exists():
                 log(f"{self.dir} is complete")
                 raise SystemExit(0)
-            if args.overwrite:
-                for pattern in ("events.out.tfevents.*", "*.pt", "*.new", "*.json", "*.csv", "*.mp4"):
-                    for path in self.dir.glob(pattern):
-                        path.unlink()
         except OSError as error:
             fail(f"--run-dir {self.dir} can't be written: {error}")
 
@@ -919,6 +915,10 @@ class Run:
         self.global_step = self.updates = self.physics_errors = 0
         self.wall_seconds, self.log_sizes, self.wandb_id = 0.0, {}, f"{self.dir.name}-{int(time.time())}"
         self.evaluations, self.episodes = [], []  # rows of evaluations.csv; [step, return] of the training episodes
+        if self.args.overwrite:  # only now that nothing can be wrong any more
+            for pattern in ("*.pt", "*.json", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new"):
+                for path in self.dir.glob(pattern):
+                    path.unlink()
         checkpoint = self.load_checkpoint() if self.args.resume else None
         if checkpoint:
             for name in self.SAVED:

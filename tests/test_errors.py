@@ -15,7 +15,7 @@ from dataclasses import asdict
 import psutil
 import pytest
 import torch
-from test_run import LIMIT, SCRIPTS, command, environment, hashes, hook, run, small
+from test_run import LIMIT, SCRIPTS, command, contents, environment, hook, run, small
 
 # Tasks that no package has.
 ODD_TASKS = """
@@ -237,13 +237,13 @@ def test_a_task_that_looks_odd_and_is_not(tmp_path):
 def test_a_buffer_that_does_not_fit(tmp_path):
     """The line says how much it takes and how much there is, and --overwrite has not deleted anything yet."""
     make_run(tmp_path / "run", "td3", result={"global_step": 400})
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     done = run("td3", *small("td3", "--overwrite --buffer-size 1000000000000"), cwd=tmp_path, status=2)
     check_line("td3", done.stderr, "--buffer-size", "1,000,000,000,000", "GiB", "free")
     needed, free = (float(number) for number in re.findall(r"([\d.]+) (?:GiB|free|of)", done.stderr)[:2])
     assert needed == pytest.approx(1e12 * 4 * (3 + 3 + 1 + 1 + 1) / 2**30, rel=0.01)
     assert 0 < free < psutil.virtual_memory().total / 2**30
-    assert hashes(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
 # ----------------------------------------------------------------------------------------------- run directories
@@ -258,11 +258,11 @@ def test_a_foreign_directory_is_left_alone(script, how, file, main, tmp_path):
     folder.mkdir()
     (folder / file).write_text('{"learning_rate": 0.1}')
     (folder / "networks.pt").write_text("precious")
-    before = hashes(folder)
+    before = contents(folder)
     status, _, err = main(script, *small(script, "--run-dir mine", how))
     assert status == 2
     check_line(script, err, "mine", "--run-dir")
-    assert hashes(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -286,18 +286,18 @@ def make_run(folder, script: str, **files: dict) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_existing_run_needs_a_decision(script, main, tmp_path):
     make_run(tmp_path / "run", script)
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     status, _, err = main(script, *small(script))
     assert status == 2
     check_line(script, err, "run exists", "--resume", "--overwrite", "--run-dir")
-    assert hashes(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_that_is_training_is_left_alone(script, main, tmp_path):
     """Its lock is held by another process, as by the one that trains."""
     make_run(tmp_path / "run", script)
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     hold = "import fcntl; lock = open('run/.lock', 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('held', flush=True)"
     options = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", hold + "; input()"], **options) as holder:
@@ -306,18 +306,18 @@ def test_a_run_that_is_training_is_left_alone(script, main, tmp_path):
             status, _, err = main(script, *small(script, how))
             assert status == 1
             check_line(script, err, "another process is training in run")
-            assert hashes(tmp_path / "run") == before
+            assert contents(tmp_path / "run") == before
         holder.communicate("\n")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_finished_run_says_so(script, main, tmp_path):
     make_run(tmp_path / "run", script, result={"global_step": 400})
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     status, out, err = main(script, *small(script, "--resume"))
     assert status == 0 and not err
     assert "run is complete" in out and len(out.splitlines()) == 1
-    assert hashes(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints
@@ -337,12 +337,12 @@ def test_evaluate_of_a_file_that_is_not_a_policy_of_ours(script, main, tmp_path)
     (tmp_path / "text.pt").write_text("not a checkpoint")
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "empty").mkdir()
-    before = hashes(tmp_path, "*.pt")
+    before = contents(tmp_path, "*.pt")
     for name in ("other.pt", "foreign.pt", "list.pt", "pickled.pt", "text.pt", "empty.pt", "empty"):
         status, _, err = main(script, "--evaluate", name)
         assert status == 2, name
         check_line(script, err, f"--evaluate {name}", *([f"{other}.py"] if name == "other.pt" else []))
-    assert hashes(tmp_path, "*.pt") == before
+    assert contents(tmp_path, "*.pt") == before
 
 
 @pytest.mark.parametrize(
@@ -358,10 +358,10 @@ def test_resume_of_a_checkpoint_of_another_run(algorithm, env_id, parts, tmp_pat
     values = {"env_id": env_id, "num_envs": 2, "learning_starts": 150, "batch_size": 16, "buffer_size": 3000}
     args = asdict(importlib.import_module("ams_td3").Args(**values, eval_episodes=2))
     torch.save({"algorithm": algorithm, "args": args}, tmp_path / "run" / "checkpoint.pt")
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     done = run("ams_td3", *small("ams_td3", "--resume"), cwd=tmp_path, status=2)
     check_line("ams_td3", done.stderr, *parts)
-    assert hashes(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
 def test_networks_of_another_shape(tmp_path):
@@ -370,8 +370,8 @@ def test_networks_of_another_shape(tmp_path):
     budget = small("ams_td3", "--env-id Task-v0 --learning-starts 20")
     run("ams_td3", *budget, "--total-timesteps 30 --checkpoint-frequency 25 --keep-checkpoint", cwd=tmp_path, env=env)
     (tmp_path / "run" / "result.json").unlink()
-    before = hashes(tmp_path / "run")
+    before = contents(tmp_path / "run")
     for how in ("--resume", "--evaluate run"):
         done = run("ams_td3", *budget, how, cwd=tmp_path, env=env | {"SIZE": 4}, status=2)
         check_line("ams_td3", done.stderr, "shape")
-        assert hashes(tmp_path / "run") == before
+        assert contents(tmp_path / "run") == before

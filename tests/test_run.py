@@ -2,7 +2,7 @@
 interrupted, killed, starved of disk or fed a diverging simulation.
 
 A run costs seconds of start-up, so a test makes each of its runs prove several things. `trained` shares one complete
-run per script and task among the tests of a worker process; each test works on a copy of its directory.
+run per script and task among all tests, also of several test processes; a test that writes works on a copy.
 """
 
 import contextlib
@@ -124,6 +124,11 @@ class Training:
         lines = self.output().splitlines()
         return [int(line.split(":")[0].split()[1].replace(",", "")) for line in lines if line.startswith("step ")]
 
+    def suspend(self) -> None:
+        """Stops it where it is, which is at no particular point of a step."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, self.process)
+
     def end(self, status: int) -> str:
         """Waits for the end; returns the output."""
         assert self.process.wait(LIMIT) == status, self.output()
@@ -212,16 +217,16 @@ def read_checkpoint(run_dir: Path, name="checkpoint.pt") -> dict:
     return torch.load(run_dir / name, map_location="cpu", weights_only=True)
 
 
-def read_replay(run_dir: Path, obs_dim: int, action_dim: int, name="checkpoint.pt") -> list[np.ndarray]:
-    """The stored transitions of a checkpoint: observations, next observations, actions, rewards, terminations."""
-    rows = read_checkpoint(run_dir, name)["buffer"]["rows"].numpy()
+def read_replay(run_dir: Path, obs_dim: int, action_dim: int) -> list[np.ndarray]:
+    """The transitions in a checkpoint: observations, next observations, actions, rewards, terminations."""
+    rows = read_checkpoint(run_dir)["buffer"]["rows"].numpy()
     ends = np.cumsum([obs_dim, obs_dim, action_dim, 1, 1])
     assert rows.shape[1] == ends[-1]
     *parts, rewards, terminations = np.split(rows, ends[:-1], axis=1)
     return [*parts, rewards[:, 0], terminations[:, 0]]
 
 
-def hashes(run_dir: Path, pattern="*") -> dict[str, bytes]:
+def contents(run_dir: Path, pattern="*") -> dict[str, bytes]:
     """The content of each file, but for the lock, which is opened by every process that looks in."""
     return {path.name: path.read_bytes() for path in run_dir.glob(pattern) if path.name != ".lock"}
 
@@ -321,7 +326,7 @@ def stopped(trained, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_is_complete_and_repeats(script, trained, tmp_path):
     run_dir = trained(script)
-    assert {path.name.split(".vm")[0].split(".out")[0] for path in run_dir.iterdir()} == {
+    assert {path.name.split(".out.")[0] for path in run_dir.iterdir()} == {
         *(".lock", "args.json", "evaluations.csv", "result.json", "events"),
         *(f"{script}.pt", "checkpoint.pt", "checkpoint_previous.pt"),
     }
@@ -467,13 +472,13 @@ def expected_lines(rows: list[list[float]]) -> list[str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate_plays_what_the_run_ended_with(script, trained, tmp_path):
     """From the directory, without a file in the directory changing."""
-    run_dir, before = trained(script), hashes(trained(script))
+    run_dir, before = trained(script), contents(trained(script))
     rows = read_evaluations(run_dir)
     done = run(script, "--eval-episodes 2 --device cpu --evaluate", run_dir, cwd=tmp_path)
     assert printed_episodes(done.stdout) == expected_lines(rows[-2:])
     mean, std = (json.loads((run_dir / "result.json").read_text())["final_evaluation"][k] for k in ("mean", "std"))
     assert f"mean {mean:.2f}, std {std:.2f} over 2 episodes" in done.stdout
-    assert hashes(run_dir) == before and not any(tmp_path.iterdir())
+    assert contents(run_dir) == before and not any(tmp_path.iterdir())
 
 
 def test_evaluate_plays_a_run_that_is_only_checkpointed(stopped, tmp_path):
@@ -629,11 +634,11 @@ def test_signals_save_and_resume_completes(tmp_path):
         first.wait_for_step(170)
         workers = psutil.Process(first.pid).children()
         assert len(workers) == 4
-        first.process.send_signal(signal.SIGSTOP)  # it neither ends nor writes while the second process tries
-        before = hashes(run_dir)
+        first.suspend()  # it neither ends nor writes while the second process tries
+        before = contents(run_dir)
         second = run("ams_td3", *small("ams_td3", "--log-frequency 10 --resume"), cwd=tmp_path, status=1)
         assert "another process" in second.stderr and len(second.stderr.splitlines()) == 1
-        assert hashes(run_dir) == before
+        assert contents(run_dir) == before
         first.process.send_signal(signal.SIGCONT)
         os.killpg(first.pid, signal.SIGINT)  # a terminal sends it to the whole group
         output = first.end(130)
@@ -827,10 +832,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, stopped, tmp_pat
         check_whole(run_dir, "ams_td3")
     else:
         damage(run_dir / "checkpoint_previous.pt", how)
-        before = hashes(run_dir)
+        before = contents(run_dir)
         done = run("ams_td3", *small("ams_td3", "--resume"), cwd=tmp_path, status=1)
         assert "no checkpoint" in done.stderr and len(done.stderr.splitlines()) == 1
-        assert hashes(run_dir) == before
+        assert contents(run_dir) == before
 
 
 def test_no_damage_goes_unnoticed(trained, tmp_path):
@@ -859,13 +864,13 @@ def test_no_damage_goes_unnoticed(trained, tmp_path):
 
 def test_resume_needs_the_same_arguments(stopped, tmp_path):
     """All that differ are named, and nothing in the directory changes; those that may differ are not named."""
-    before = hashes(stopped("ams_td3"))
+    before = contents(stopped("ams_td3"))
     changed = "--gamma 0.9 --epsilon 0.3 --log-frequency 20 --eval-frequency 40 --total-timesteps 500"
     done = run("ams_td3", *small("ams_td3", "--resume", changed), cwd=tmp_path, status=2)
     (line,) = done.stderr.splitlines()
     assert "--gamma 0.99, not 0.9" in line and "--epsilon 0.2, not 0.3" in line
     assert not any(name in line for name in ("frequency", "timesteps", "resume", "batch-size"))
-    assert hashes(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
 AT_THE_START = """
@@ -937,7 +942,7 @@ def test_a_checkpoint_that_does_not_fit(stopped, tmp_path):
     run_dir = stopped("ams_td3")
     networks, whole = (run_dir / "ams_td3.pt").stat().st_size, (run_dir / "checkpoint.pt").stat().st_size
     limit = (networks + whole) // 2
-    before = hashes(run_dir, "checkpoint*")
+    before = contents(run_dir, "checkpoint*")
     done = run(
         *("ams_td3", *small("ams_td3", "--resume --keep-checkpoint --checkpoint-frequency 40")),
         cwd=tmp_path,
@@ -945,14 +950,14 @@ def test_a_checkpoint_that_does_not_fit(stopped, tmp_path):
     )
     warnings = [line for line in done.stdout.splitlines() if line.startswith("warning")]
     assert [f"no checkpoint at step {step}" in line for step, line in zip((320, 360), warnings, strict=True)]
-    assert hashes(run_dir, "checkpoint*") == before  # nor is anything half written left
+    assert contents(run_dir, "checkpoint*") == before  # nor is anything half written left
     check_whole(run_dir, "ams_td3")
 
 
 @contextlib.contextmanager
 def filled(disk: Path, running: Training):
-    """Fills a disk while the process that uses it is stopped, which is at no particular point of a step."""
-    running.process.send_signal(signal.SIGSTOP)
+    """Fills a disk while the process that uses it is stopped."""
+    running.suspend()
     with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(1 << 12))
@@ -972,13 +977,13 @@ def test_a_full_disk(tmp_path):
         args = small("td3", "--resume --log-frequency 10 --total-timesteps 500")
         with training("td3", *args, cwd=tmp_path) as running:
             running.wait_for("step 150: checkpoint")
-            before = hashes(disk, "checkpoint*")
+            before = contents(disk, "checkpoint*")
             with filled(disk, running):
                 output = running.end(1)
-                assert hashes(disk, "checkpoint*") == before
+                assert contents(disk, "checkpoint*") == before
                 done = run("td3", *args, cwd=tmp_path, status=1)
                 assert len(done.stderr.splitlines()) == 1, done.stderr
-                assert hashes(disk, "checkpoint*") == before
+                assert contents(disk, "checkpoint*") == before
         assert "warning: no checkpoint at step 300" in output and "warning: no checkpoint at step 450" in output
         (line,) = [line for line in output.splitlines() if line.startswith("td3.py: error")]
         assert "can't be written" in line
@@ -1037,7 +1042,7 @@ PendulumEnv.step = broken
 def test_a_target_that_is_not_finite_stops_the_run(stopped, tmp_path):
     """Rewards are NaN from step 345 on; what was logged before is in the logs."""
     run_dir = stopped("ams_td3")
-    before = hashes(run_dir, "checkpoint*")
+    before = contents(run_dir, "checkpoint*")
     args = small("ams_td3", "--resume --log-frequency 20 --total-timesteps 2000 --eval-frequency 5000")
     done = run(
         "ams_td3", *args, "--checkpoint-frequency 5000", cwd=tmp_path, env=hook(tmp_path, REWARDS_BREAK), status=1
@@ -1046,7 +1051,7 @@ def test_a_target_that_is_not_finite_stops_the_run(stopped, tmp_path):
     step = int(line.split("step ")[1].split(":")[0])
     assert 345 < step < 2000 and step % 20 == 0
     assert "losses/qf_loss" in line and "not finite" in line
-    assert hashes(run_dir, "checkpoint*") == before
+    assert contents(run_dir, "checkpoint*") == before
     scalars = read_scalars(run_dir)
     assert [logged for logged, _ in scalars["losses/qf_loss"] if logged > 300] == [*range(320, step, 20)]
     assert all(math.isfinite(value) for points in scalars.values() for _, value in points)
