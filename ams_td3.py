@@ -248,7 +248,7 @@ def find_env_id(env_id: str) -> str:
         if module:
             importlib.import_module(module)
         gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         short = env_id.removeprefix("dm_control/").removesuffix("-v0")
         near = difflib.get_close_matches(short, [*tasks.values(), *gym.registry], n=3, cutoff=0.4)
         fail(f"--env-id {env_id} is unknown ({error}); the closest: {', '.join(near) or 'none'}")
@@ -366,7 +366,8 @@ def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
     except Exception as error:
         fail(f"--env-id {env_id} can't be made: {error!r}")
     space = envs.single_action_space
-    if not (isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.is_bounded()):
+    continuous = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if not (continuous and len(space.shape) == 1 and space.is_bounded()):
         envs.close()
         fail(f"--env-id {env_id} has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
     return envs
