@@ -319,6 +319,7 @@ def make_env(env_id: str, render_mode: str | None = None):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
         known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
         env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
         return gym.wrappers.RecordEpisodeStatistics(env)
@@ -981,7 +982,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     rollout = Rollout(args.num_steps, args.num_envs, obs_dim, action_space.shape[0], device)
     run.start(device, agent=agent, optimizer=optimizer, rollout=rollout)
     threads = torch.get_num_threads()
-    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers, {threads} learner threads")
+    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers at nice 5, {threads} learner threads")
     if args.total_timesteps * args.num_envs < args.num_steps * args.num_envs // args.num_minibatches:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: they don't fill one minibatch")
 

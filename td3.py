@@ -324,6 +324,7 @@ def make_env(env_id: str, render_mode: str | None = None):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
         known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
         env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
         return gym.wrappers.RecordEpisodeStatistics(env)
@@ -1013,7 +1014,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     updates = make_updates(agent, q_optimizer, actor_optimizer, buffer, args)
     run.start(device, agent=agent, q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, buffer=buffer)
     threads = torch.get_num_threads()
-    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers, {threads} learner threads")
+    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers at nice 5, {threads} learner threads")
     log(f"replay buffer: {buffer.memory}")
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
@@ -1050,7 +1051,8 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
         if "final_obs" in infos:  # these environments are already reset: their last observation followed the action
             ended = infos["_final_obs"]
             next_observations[ended] = np.stack(infos["final_obs"][ended])
-        device_block = block.to(device, non_blocking=True)
+        # The block may be written again once the next actions have come down, which only learned ones do.
+        device_block = block.to(device, non_blocking=learning)
         rows = device_block[:, :-obs_dim]
         diverged = infos.get("final_info", {}).get("physics_error")
         # A simulation that diverged has no next state: there is no transition to store.
