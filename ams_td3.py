@@ -37,12 +37,14 @@ import ctypes
 import difflib
 import fcntl
 import importlib
+import io
 import json
 import logging
 import math
 import multiprocessing.connection
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -164,6 +166,19 @@ def fail(message: str, status: int = 2):
     """Ends the program with one line on stderr and an exit status."""
     print(f"{ALGORITHM}.py: error: {message}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def parse_args() -> Args:
+    """Reads the command line. What tyro says of a wrong flag or value, in a box, becomes one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(Args, description=__doc__)
+    except SystemExit as ended:
+        if ended.code:
+            words = re.sub(r"\x1b\[[\d;]*m|[│─]", "", "".join(box.getvalue().splitlines(True)[1:-1])).split()
+            fail(" ".join(words))
+        raise
 
 
 def check_args(args) -> None:
@@ -1145,7 +1160,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
 
 def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
-    args = tyro.cli(Args, description=__doc__)
+    args = parse_args()
     check_args(args)
     # Before MuJoCo is imported: EGL renders offscreen, and without a video there is no OpenGL at all.
     os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
