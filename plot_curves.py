@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import google_crc32c
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -171,101 +172,44 @@ def note(message):
 # ---------------------------------------------------------------- reading event files
 
 
-def crc_table():
-    """The 256 steps of CRC-32C (Castagnoli, reflected polynomial 0x82F63B78), uint32 [256]."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table
-
-
-CRC_TABLE = crc_table()
-
-
-def masked_crc(rows):
-    """TFRecord's masked CRC-32C of each row of bytes, uint8 [N, L] -> uint32 [N].
-
-    All rows advance together, one byte at a time: a file has thousands of records but few lengths.
-    """
-    crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
-    for column in np.ascontiguousarray(rows.T):
-        crc = CRC_TABLE[(crc ^ column) & 0xFF] ^ (crc >> 8)
-    crc = ~crc
-    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
-
-
-def find_records(data):
-    """Split a TFRecord file: length (8 bytes), its CRC (4), the event, its CRC (4).
-
-    Returns the (start, length) of every whole event and what is wrong with the file, "" if nothing is. After a damaged
-    length the next place whose length and CRC agree is searched for, so that only the events between are lost.
-    """
-    records, problem, known, position = [], "", {}, 0  # known: the length behind each header seen
-    while position < len(data):
-        header = data[position : position + 12]
-        length = known.get(header)
-        if length is None and len(header) == 12:
-            length, crc = struct.unpack("<QI", header)
-            if masked_crc(np.frombuffer(header[:8], np.uint8)[None])[0] == crc:
-                known[header] = length
-            else:
-                problem = problem or f"damaged at byte {position:,}"
-                # A scalar event is shorter than 65,536 bytes: six of the eight bytes of its length are zero.
-                match = re.compile(rb"(?=[^\0][\s\S]\0{6})").search(data, position + 1)
-                position = match.start() if match else len(data)
-                continue
-        if length is None or position + length + 16 > len(data):
-            return records, problem or "cut off in the middle of an event"
-        records.append((position + 12, length))
-        position += length + 16
-    return records, problem
+def masked_crc(data):
+    """TFRecord's masked CRC-32C of some bytes."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_event_file(path):
-    """Scalars of one event file, as SummaryWriter.add_scalar writes them, in the order written.
+    """Scalars of one event file, in the order written.
 
-    Returns (start, tags, columns, problem): the wall time of the file's first event; columns [N, 4] with the tag's
-    number, step, seconds since start and value; problem is "" if the file is whole. An event is 0x09 and the wall time,
-    0x10 and the step (none at step 0), then the tag, then the value in the last 4 bytes. Only the first event of each
-    tag goes through the protobuf reader, to learn what the bytes between step and value mean: ten times as fast.
+    Returns (start, rows, problem): the wall time of the first event; (tag, step, wall time, value) of each scalar;
+    problem is "" if the file is whole. A record is a length (8 bytes), its CRC (4), the event, its CRC (4). Behind
+    damage the next place whose length and CRC agree is searched for, so that only the events between are lost.
     """
-    data = path.read_bytes()
-    records, problem = find_records(data)
-    records = np.array([r for r in records if 16 < r[1] < 4096], np.int64).reshape(-1, 2)  # else no scalar but text
-    view = np.frombuffer(data, np.uint8)
-    whole = np.ones(len(records), bool)
-    for length in np.unique(records[:, 1]):
-        rows = np.flatnonzero(records[:, 1] == length)
-        block = view[records[rows, :1] + np.arange(length + 4)]
-        whole[rows] = masked_crc(block[:, :length]) == np.ascontiguousarray(block[:, length:]).view("<u4")[:, 0]
-    if not whole.all():
-        problem = problem or f"damaged at byte {records[~whole][0, 0]:,}"
-    starts, lengths = records[whole].T
-    ends = starts + lengths - 4
-    varint = view[starts[:, None] + np.arange(10, 15)].astype(np.int64)  # 7 bits a byte, low first, bit 8: more follow
-    size = np.where(view[starts + 9] == 0x10, np.argmax(varint < 128, axis=1) + 1, 0)
-    steps = ((varint & 127) << np.arange(0, 35, 7)) * (np.arange(5) < size[:, None])
-    tags, known, numbers = [], {}, []
-    for start, begin, end in zip(
-        starts.tolist(), (starts + 9 + (size > 0) + size).tolist(), ends.tolist(), strict=True
-    ):
-        kind = data[begin:end]
-        number = known.get(kind)
-        if number is None:
-            values = Event.FromString(data[start : end + 4]).summary.value
-            scalar = len(values) == 1 and values[0].HasField("simple_value") and kind[-1] == 0x15
-            number = known[kind] = len(tags) if scalar else -1
-            if scalar:
-                tags.append(values[0].tag)
-        numbers.append(number)
-    numbers = np.array(numbers, np.int64)
-    walls = np.ascontiguousarray(view[starts[:, None] + np.arange(1, 9)]).view("<f8")[:, 0]
-    values = np.ascontiguousarray(view[ends[:, None] + np.arange(4)]).view("<f4")[:, 0]
-    start = walls.min(initial=np.inf)
-    columns = np.column_stack([numbers, steps.sum(axis=1), walls - start, values])[numbers >= 0]
+    data, position, rows, start, problem = path.read_bytes(), 0, [], math.inf, ""
+    while position + 12 <= len(data):
+        length, crc = struct.unpack_from("<QI", data, position)
+        if masked_crc(data[position : position + 8]) != crc:
+            problem = problem or f"damaged at byte {position:,}"
+            position += 1
+            continue
+        end = position + 12 + length
+        if end + 4 > len(data):
+            break
+        record = data[position + 12 : end]
+        if struct.unpack_from("<I", data, end)[0] == masked_crc(record):
+            event = Event.FromString(record)
+            start = min(start, event.wall_time)
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    rows.append((value.tag, event.step, event.wall_time, value.simple_value))
+        else:
+            problem = problem or f"damaged at byte {position:,}"
+        position = end + 4
+    if position < len(data):
+        problem = problem or "cut off in the middle of an event"
     if problem:
-        problem = f"{path.name} is {problem}; the {len(columns):,} whole values in it are used"
-    return start, tags, columns, problem
+        problem = f"{path.name} is {problem}; the {len(rows):,} whole values in it are used"
+    return start, rows, problem
 
 
 def parse_events(files):
@@ -274,21 +218,21 @@ def parse_events(files):
     Returns {tag: (steps, seconds, values)} and the list of problems. Seconds count training only: the time between the
     end of one file and the start of the next, when nothing ran, is left out.
     """
-    parsed = [read_event_file(path) for path in files]
-    problems = [problem for *_, problem in parsed if problem]
-    pieces, steps, seconds = {}, np.empty(0), np.empty(0)
-    for _, tags, columns, _ in sorted((p for p in parsed if len(p[2])), key=lambda p: p[0]):
-        columns[:, 2] += seconds[steps < columns[:, 1].min()].max(initial=0.0)
-        steps, seconds = np.append(steps, columns[:, 1]), np.append(seconds, columns[:, 2])
-        for number, tag in enumerate(tags):
-            pieces.setdefault(tag, []).append(columns[columns[:, 0] == number, 1:])
+    parsed = sorted(map(read_event_file, files), key=lambda file: file[0])
+    points, seconds_at = {}, {}  # {tag: [(step, seconds, value)]}, {step: seconds}
+    for start, rows, _ in parsed:
+        first = min((step for _, step, _, _ in rows), default=0)
+        before = max((seconds for step, seconds in seconds_at.items() if step < first), default=0.0)
+        for tag, step, wall, value in rows:
+            seconds_at[step] = before + wall - start
+            points.setdefault(tag, []).append((step, seconds_at[step], value))
     events = {}
-    for tag, piece in pieces.items():
-        steps, seconds, values = np.concatenate(piece).T
+    for tag, rows in points.items():
+        steps, seconds, values = np.array(rows).T
         # A point stands if everything written after it has a later step.
         keep = steps < np.minimum.accumulate(np.append(steps[1:], np.inf)[::-1])[::-1]
         events[tag] = steps[keep].astype(np.int64), seconds[keep], values[keep]
-    return events, problems
+    return events, [problem for _, _, problem in parsed if problem]
 
 
 def read_events(run_dir):
