@@ -9,7 +9,9 @@ numbers to the tables, unfinished ones are drawn and named. From Python, `load_r
 as a pandas DataFrame in long form. Captions of the figures are written to captions.md beside them.
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -33,6 +35,7 @@ from tqdm import tqdm
 
 matplotlib.use("agg")  # no display needed, and none opened
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter  # noqa: E402
 
 # Steps of training and the name in print, in the order of the paper's Figure 3.
 TASKS = {
@@ -680,6 +683,9 @@ def figure_4(runs, task="quadruped-run", x_axis="steps"):
                 remarks += [f"{lines[-1]}: {cell['note']}." for cell in cells if cell["note"]]
         axis.set_title("\n".join(lines))
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_xlim(left=0)
         axis.set_xlabel(X_LABELS[x_axis][0])
     if not labels:
@@ -1129,12 +1135,14 @@ def write_table(out_dir, name, caption, rows, shown):
     (out_dir / f"{name}.md").write_text("\n".join([caption, "", *lines, ""]), encoding="utf-8")
     body = [" & ".join(map(latex, cells)) + r" \\" for cells in (header, *(row.values() for row in shown))]
     head = [
+        r"% \usepackage{booktabs,adjustbox}",
         r"\begin{table}",
-        r"\centering\scriptsize",
         rf"\caption{{{latex(caption)}}}",
+        r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.8\textheight, center}",
         rf"\begin{{tabular}}{{{'l' * len(header)}}}",
     ]
-    parts = [*head, r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    tail = [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", r"\end{table}", ""]
+    parts = [*head, r"\toprule", body[0], r"\midrule", *body[1:], *tail]
     (out_dir / f"{name}.tex").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -1254,6 +1262,19 @@ def say_what_is_odd(runs, references, args):
         note(f"--reference: no runs of {', '.join(strangers)} to draw these curves beside")
 
 
+def parse_args():
+    """The command line as Args. What tyro says of a wrong flag or value, in a box, becomes one line: InputError."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(Args, description=__doc__)
+    except SystemExit as ended:
+        if ended.code:
+            words = re.sub(r"\x1b\[[\d;]*m|[│─]", "", "".join(box.getvalue().splitlines(True)[1:-1])).split()
+            raise InputError(" ".join(words)) from None
+        raise
+
+
 def main(args):
     """Read the runs, write figures, captions and tables, and say what was written."""
     plt.rcParams.update(STYLE)
@@ -1297,9 +1318,8 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parsed = tyro.cli(Args, description=__doc__)
     try:
-        main(parsed)
+        main(parse_args())
     except (InputError, OSError) as error:
         print(f"plot_curves.py: error: {error}", file=sys.stderr)
         sys.exit(2)

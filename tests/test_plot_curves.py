@@ -791,3 +791,13 @@ def test_command_on_a_lone_copy(sweep, tmp_path):
     missing = subprocess.run([sys.executable, script, str(tmp_path / "gone")], capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stdout == ""
     assert re.fullmatch(r"plot_curves\.py: error: .*gone does not exist; .*\n", missing.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"), [("", "PATH"), ("runs --formatt png", "--formatt"), ("runs --format gif", "'gif'")]
+)
+def test_a_wrong_command_line_is_one_line(tmp_path, arguments, part):
+    command = [sys.executable, str(ROOT / "plot_curves.py"), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and not any(tmp_path.iterdir())
+    assert re.fullmatch(r"plot_curves\.py: error: [^\n]+\n", done.stderr) and part in done.stderr
