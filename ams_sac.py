@@ -92,7 +92,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where networks and replay buffer live; auto takes CUDA if there is one"""
     cuda_graphs: bool = False
-    """replay each update as one CUDA graph (on CUDA; not yet proven on a real GPU, hence off)"""
+    """replay each update as one CUDA graph instead of launching its kernels one by one (needs a CUDA device)"""
     torch_deterministic: bool = False
     """use only deterministic PyTorch algorithms (the CPU is deterministic without it)"""
     run_dir: str | None = None
@@ -104,7 +104,7 @@ class Args:
     checkpoint_frequency: int = 50_000
     """steps between checkpoints; one is also saved on SIGTERM and SIGINT"""
     keep_checkpoint: bool = False
-    """keep the last checkpoint (with the replay buffer) when the run is complete"""
+    """keep the last two checkpoints (with the replay buffer of their steps) when the run is complete"""
     log_frequency: int = 1000
     """steps between two readings of losses, counters and diagnostics"""
     eval_frequency: int = 10_000
@@ -135,7 +135,7 @@ class Args:
     updates_per_step: int = 1
     """gradient updates of the critics per step"""
     policy_frequency: int = 2
-    """updates of the critics until the actor is updated, as many times at once; the targets move at each update"""
+    """updates of the critics between two updates of the actor, which is then updated as many times in a row"""
     autotune: bool = True
     """learn the entropy coefficient, for an entropy of minus the action dimension; --no-autotune keeps --alpha"""
     alpha: float = 0.2
@@ -154,8 +154,8 @@ class Args:
 
 
 # Arguments that a resumed run may change, because they don't change what is learned.
-FREE = """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint log_frequency
-eval_frequency evaluate capture_video track""".split()
+MAY_CHANGE_ON_RESUME = """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency
+keep_checkpoint log_frequency eval_frequency evaluate capture_video track""".split()
 POSITIVE = """total_timesteps num_envs checkpoint_frequency log_frequency eval_frequency eval_episodes policy_lr q_lr
 buffer_size batch_size updates_per_step policy_frequency num_neighbors""".split()
 NOT_NEGATIVE = "seed learning_starts alpha epsilon".split()
@@ -355,7 +355,7 @@ def make_env(env_id: str, render_mode: str | None = None):
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
-        known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
+        known = register_humanoid_bench(env_id) or env_id in gym.registry or ":" in env_id
         env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
         return gym.wrappers.RecordEpisodeStatistics(env)
 
@@ -441,13 +441,14 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draws a batch uniformly, with replacement."""
+        # A captured graph would freeze a bound that the host passes; the bias of the remainder is below 1e-12.
         index = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.device_size
         observations, next_observations, actions, rewards, terminations = self.rows[index].split(self.columns, dim=1)
         return Batch(observations, next_observations, actions, rewards.squeeze(1), terminations.squeeze(1))
 
     def state_dict(self) -> dict:
-        """The filled part only. On the CPU the rows are written from where they are, without a second copy."""
-        rows = self.rows[: self.size].cpu().numpy()
+        """The filled part only, on the CPU; without a second copy of it, if it is there already."""
+        rows = self.rows[: self.size].cpu().numpy()  # torch.save writes all that a slice is part of, and an array isn't
         return {"rows": torch.from_numpy(rows), "position": self.position}
 
     def load_state_dict(self, state: dict) -> None:
@@ -559,15 +560,16 @@ def gram_schmidt(columns: Tensor) -> Tensor:
     """Orthonormalizes N matrices at once. `columns` is [K, d, N], K <= d; column k of matrix n is columns[k, :, n].
 
     This is the QR decomposition with diag(R) > 0, so Gaussian matrices give Haar distributed frames without a sign fix
-    (Mezzadri 2007, arXiv math-ph/0609050). Each projection is done twice, which makes float32 frames orthonormal even
-    when the columns are nearly dependent. The matrices are the last dimension: all operations run along it, for all.
+    (Mezzadri 2007, arXiv math-ph/0609050). Each column loses its projections twice, which makes float32 frames
+    orthonormal also when columns are nearly dependent; one that is dependent to the last bit, once in some billions,
+    becomes 0. The matrices are the last dimension: all operations run along it, for all.
     """
     q = columns.clone()
     for k in range(len(q)):
-        v = q[k]
-        for _ in range(2 if k else 0):
-            v -= ((q[:k] * v).sum(dim=1, keepdim=True) * q[:k]).sum(dim=0)
-        v /= v.square().sum(dim=0).sqrt()
+        v, rest = q[k], q[k + 1 :]
+        v -= ((q[:k] * v).sum(dim=1, keepdim=True) * q[:k]).sum(dim=0)  # what rounding has left of the first time
+        v /= v.square().sum(dim=0).sqrt().clamp_min(1e-12)
+        rest.addcmul_((rest * v).sum(dim=1, keepdim=True), v, value=-1)
     return q
 
 
@@ -632,8 +634,9 @@ def update_critics(agent: Agent, q_optimizer: optim.Optimizer, batch: Batch, arg
     qf2_values = agent.qf2(batch.observations, batch.actions)
     qf1_loss = F.mse_loss(qf1_values, next_q_value)
     qf2_loss = F.mse_loss(qf2_values, next_q_value)
+    qf_loss = qf1_loss + qf2_loss
     q_optimizer.zero_grad()
-    (qf1_loss + qf2_loss).backward()
+    qf_loss.backward()
     grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in agent.critic_parameters()])
     q_optimizer.step()
     return {
@@ -641,7 +644,7 @@ def update_critics(agent: Agent, q_optimizer: optim.Optimizer, batch: Batch, arg
         "losses/qf2_values": qf2_values.detach().mean(),
         "losses/qf1_loss": qf1_loss.detach(),
         "losses/qf2_loss": qf2_loss.detach(),
-        "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,
+        "losses/qf_loss": qf_loss.detach() / 2,
         "diagnostics/critic_grad_norm": grad_norm,
         "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
@@ -679,15 +682,15 @@ def update_targets(agent: Agent, tau: float) -> None:
 
 
 def make_optimizers(agent: Agent, args: Args) -> tuple[optim.Optimizer, optim.Optimizer, optim.Optimizer]:
-    """Adam for critics, actor and entropy; capturable keeps its step count on the device, as CUDA graphs need."""
-    settings = {"fused": True, "capturable": next(agent.parameters()).is_cuda}
+    """Adam for critics, actor and entropy coefficient, in one kernel each."""
+    settings = {"fused": True, "capturable": args.cuda_graphs}
     q_optimizer = optim.Adam(agent.critic_parameters(), lr=args.q_lr, **settings)
     actor_optimizer = optim.Adam(agent.actor.parameters(), lr=args.policy_lr, **settings)
     return q_optimizer, actor_optimizer, optim.Adam([agent.log_alpha], lr=args.q_lr, **settings)
 
 
-def make_updates(agent: Agent, q_optimizer, actor_optimizer, alpha_optimizer, buffer, args: Args) -> list:
-    """The two kinds of update: of critics and targets, and of actor and entropy coefficient too. Each draws a batch."""
+def make_update(agent: Agent, q_optimizer, actor_optimizer, alpha_optimizer, buffer: ReplayBuffer, args: Args):
+    """Returns update(with_actor): draws a batch and updates critics and targets, and if asked actor and alpha."""
 
     def update(with_actor: bool) -> dict[str, Tensor]:
         batch = buffer.sample(args.batch_size)
@@ -699,39 +702,42 @@ def make_updates(agent: Agent, q_optimizer, actor_optimizer, alpha_optimizer, bu
         update_targets(agent, args.tau)
         return metrics | {"losses/alpha": agent.log_alpha.detach().exp()}
 
-    updates = [partial(update, False), partial(update, True)]
-    return [cuda_graph(update) for update in updates] if args.cuda_graphs else updates
+    return cuda_graphs(update) if args.cuda_graphs else update
 
 
 # ----------------------------------------------------------------------------------------------------- CUDA graphs
 
 
-def cuda_graph(update):
-    """`update`, replayed as one CUDA graph. It must take no arguments and work on tensors that stay where they are.
+def cuda_graphs(update):
+    """`update(with_actor)`, replayed as one CUDA graph for each value of its argument.
 
-    The first calls run as they are, on a side stream, so that cuBLAS, autograd and Adam have allocated what they keep.
-    Each call is one real update, replayed or not. A capture that fails says why, once, and updates go on without.
+    It must work on tensors that stay where they are. The first calls run as they are, on a side stream, so that cuBLAS,
+    autograd and Adam have allocated what they keep. Each call is one real update, replayed or not. A capture that fails
+    says why, once, and updates go on without.
     """
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    calls, results = 0, None
+    warnings.filterwarnings("ignore", message=".*capturable=True")  # Adam's, of these first calls
+    stream, graphs = torch.cuda.Stream(), [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+    calls, results, failed = [0, 0], [None, None], False
 
-    def run():
-        nonlocal graph, calls, results
-        calls += 1
-        if calls > 3 and graph is not None and results is None:
+    def run(with_actor: bool):
+        nonlocal failed
+        calls[with_actor] += 1
+        current = torch.cuda.current_stream()
+        if calls[with_actor] > 3 and results[with_actor] is None and not failed:
             try:
-                with torch.cuda.graph(graph, stream=stream):
-                    results = update()
+                with torch.cuda.graph(graphs[with_actor], stream=stream):
+                    results[with_actor] = update(with_actor)
             except RuntimeError as error:
+                torch.cuda.set_stream(current)  # which a broken capture does not restore
+                failed = True
                 log(f"CUDA graphs are off, because the capture failed: {error}")
-                graph = results = None
-        if results is not None:
-            graph.replay()
-            return results
-        stream.wait_stream(torch.cuda.current_stream())
+        if results[with_actor] is not None:
+            graphs[with_actor].replay()
+            return results[with_actor]
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            eager_results = update()
-        torch.cuda.current_stream().wait_stream(stream)
+            eager_results = update(with_actor)
+        current.wait_stream(stream)
         return eager_results
 
     return run
@@ -743,8 +749,9 @@ def cuda_graph(update):
 def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
     """Plays `policy` for `episodes` episodes; returns their returns and lengths, or None if `stop` fills meanwhile.
 
-    Episode i always starts from the i-th evaluation seed, so the result is a function of the policy alone. Each
-    environment plays one whole episode at a time, so that short episodes don't count more than long ones.
+    Episode i always starts from the i-th evaluation seed, so the result depends on the policy alone (up to rounding,
+    which differs between devices, numbers of threads and numbers of environments). Each environment plays one whole
+    episode at a time, so that short episodes don't count more than long ones.
     """
     seeds = derive_seeds(seed, EVALUATION, count=episodes + envs.num_envs)
     returns, lengths = [], []
@@ -765,8 +772,11 @@ def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[n
     return np.array(returns[:episodes]), np.array(lengths[:episodes])
 
 
+EGL_INSTALL = "offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)"
+
+
 def record_video(policy, env_id: str, seed: int, path: Path, device) -> None:
-    """Plays evaluation episode 0 once more and writes it as an mp4 at real-time speed, near 30 frames a second."""
+    """Plays the first evaluation seed and writes the episode as an mp4 at real-time speed, near 30 frames a second."""
     import imageio
 
     env = make_env(env_id, "rgb_array")()
@@ -791,7 +801,7 @@ def play(args: Args) -> None:
 
             mujoco.GLContext(64, 64).free()
         except Exception as error:
-            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
+            fail(f"no video: {error}; {EGL_INSTALL}", 1)
     path = Path(args.evaluate)
     if path.is_dir():
         networks = [file for file in sorted(path.glob("*.pt")) if not file.name.startswith("checkpoint")]
@@ -803,19 +813,20 @@ def play(args: Args) -> None:
         found = f"written by {saved['algorithm']}.py" if saved else "damaged or something else"
         fail(f"--evaluate {path} is {found}; it takes a whole file that {ALGORITHM}.py wrote")
     trained, step, device = Args(**saved["args"]), saved["global_step"], choose_device(args)
-    with contextlib.closing(make_envs(trained.env_id, min(args.eval_episodes, 10))) as envs:
-        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained)
+    env_id = find_env_id(trained.env_id)
+    with contextlib.closing(make_envs(env_id, min(args.eval_episodes, 10))) as envs:
+        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained).to(device)
         load_state(agent, saved["agent"], path)
-        returns, lengths = evaluate(agent.to(device).policy, envs, trained.seed, args.eval_episodes, device)
+        returns, lengths = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device)
     for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
         log(f"episode {episode}: return {episode_return:.2f}, {length} steps")
     log(f"{path}, step {step:,}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes")
     if args.capture_video:
         video = path.with_name(f"{path.stem}_step{step}.mp4")
         try:
-            record_video(agent.policy, trained.env_id, trained.seed, video, device)
+            record_video(agent.policy, env_id, trained.seed, video, device)
         except Exception as error:
-            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
+            fail(f"no video: {error}; {EGL_INSTALL}", 1)
         log(f"video of episode 0: {video}")
 
 
@@ -870,6 +881,9 @@ def load_file(path: Path) -> dict | None:
 
 def load_state(part, state: dict, path: Path) -> None:
     """Loads a part of a checkpoint; ends the program if its tensors have other shapes."""
+    if isinstance(part, optim.Optimizer):
+        # Its settings follow from this run's device. It keeps the tensors it gets: a copy, or they would keep the file.
+        state = copy.deepcopy(state) | {"param_groups": part.state_dict()["param_groups"]}
     try:
         part.load_state_dict(state)
     except RuntimeError as error:
@@ -889,7 +903,7 @@ class Run:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             is_run = known.exists() and '"algorithm"' in known.read_text()
-            if not is_run and any(path.name != ".lock" for path in self.dir.iterdir()):
+            if not is_run and any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
             if is_run and not args.resume and not args.overwrite:
                 fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
@@ -915,7 +929,7 @@ class Run:
             if saved["algorithm"] != ALGORITHM:
                 fail(f"{path} was written by {saved['algorithm']}.py; this is {ALGORITHM}.py")
             was, now = saved["args"], asdict(self.args)
-            different = [name for name in now if name not in FREE and was.get(name) != now[name]]
+            different = [name for name in now if name not in MAY_CHANGE_ON_RESUME and was.get(name) != now[name]]
             if different:
                 listed = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in different)
                 fail(f"{self.dir} was trained with {listed}; give the same arguments, or another --run-dir")
@@ -1009,12 +1023,20 @@ class Run:
         try:
             with contextlib.suppress(OSError):
                 self.writer.flush()
-            self.log_sizes = {path.name: path.stat().st_size for path in self.dir.glob("events.out.tfevents.*")}
-            content = {"algorithm": ALGORITHM, "args": asdict(self.args), "torch_rng": torch.get_rng_state()}
-            content |= {"metrics": metrics}
-            content |= {"cuda_rng": cuda_rng, "numpy_rng": self.rng.bit_generator.state}
-            content |= {name: getattr(self, name) for name in self.SAVED}
-            content |= {name: part.state_dict() for name, part in self.learned.items()}
+            for path in self.dir.glob("events.out.tfevents.*"):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())  # before the checkpoint that relies on it
+                    self.log_sizes[path.name] = file.seek(0, os.SEEK_END)
+            content = {
+                "algorithm": ALGORITHM,
+                "args": asdict(self.args),
+                "metrics": metrics,
+                "torch_rng": torch.get_rng_state(),
+                "cuda_rng": cuda_rng,
+                "numpy_rng": self.rng.bit_generator.state,
+                **{name: getattr(self, name) for name in self.SAVED},
+                **{name: part.state_dict() for name, part in self.learned.items()},
+            }
             replace_file(self.dir / CHECKPOINT, partial(torch.save, content), self.dir / PREVIOUS_CHECKPOINT)
             log(f"step {self.global_step:,}: checkpoint")
         except (OSError, RuntimeError) as error:
@@ -1063,6 +1085,7 @@ class Run:
             charts = {"charts/SPS": sps, "charts/frames": self.global_step * self.args.num_envs}
             charts |= {"charts/updates": self.updates, "charts/physics_errors": self.physics_errors}
             self.write_scalars(self.read_metrics() | charts)
+            self.metrics = {}  # what no update has renewed by the next time is not logged again
             status = f"return {self.training_return:.1f}, evaluation {self.evaluation_return:.1f}, SPS {sps:.0f}"
             self.bar.set_postfix_str(status)
             if self.bar.disable:
@@ -1080,16 +1103,26 @@ class Run:
         returns = np.array([row[5] for row in self.evaluations if row[0] == self.global_step])
         tail = [episode_return for step, episode_return in self.episodes if step > 0.9 * self.global_step]
         seconds = time.time() - self.started
-        result = {"algorithm": ALGORITHM, "exp_name": self.args.exp_name, "env_id": self.args.env_id}
-        result |= {"seed": self.args.seed, "args": asdict(self.args), "global_step": self.global_step}
-        result |= {"frames": self.global_step * self.args.num_envs, "updates": self.updates}
-        result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
-        result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
-        result |= {"physics_errors": self.physics_errors, "wall_seconds": seconds, "sps": self.global_step / seconds}
-        packages = "torch", "numpy", "gymnasium", "dm_control", "mujoco"
-        result |= {"versions": {name: version(name) for name in packages} | {"python": platform.python_version()}}
         cuda = self.device.type == "cuda"
-        result |= {"device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {count_cores()} cores"}
+        result = {
+            "algorithm": ALGORITHM,
+            "exp_name": self.args.exp_name,
+            "env_id": self.args.env_id,
+            "seed": self.args.seed,
+            "args": asdict(self.args),
+            "global_step": self.global_step,
+            "frames": self.global_step * self.args.num_envs,
+            "updates": self.updates,
+            "final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()},
+            "training_return_last_10_percent": float(np.mean(tail)) if tail else None,
+            "physics_errors": self.physics_errors,
+            "wall_seconds": seconds,
+            "sps": self.global_step / seconds,
+            "versions": {name: version(name) for name in ("torch", "numpy", "gymnasium", "dm_control", "mujoco")}
+            | {"python": platform.python_version()},
+            "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {count_cores()} cores",
+            "threads": torch.get_num_threads(),
+        }
         networks = {"algorithm": ALGORITHM, "args": asdict(self.args), "global_step": self.global_step}
         networks |= {"agent": agent.state_dict()}
         try:
@@ -1121,6 +1154,7 @@ def choose_device(args: Args) -> torch.device:
     if args.torch_deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which would write the whole replay buffer
     cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 
@@ -1134,11 +1168,12 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     agent = Agent(obs_dim, action_space, args).to(device)
     q_optimizer, actor_optimizer, alpha_optimizer = make_optimizers(agent, args)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_space.shape[0], device)
-    updates = make_updates(agent, q_optimizer, actor_optimizer, alpha_optimizer, buffer, args)
+    update = make_update(agent, q_optimizer, actor_optimizer, alpha_optimizer, buffer, args)
     optimizers = {"q_optimizer": q_optimizer, "actor_optimizer": actor_optimizer, "alpha_optimizer": alpha_optimizer}
     run.start(device, agent=agent, **optimizers, buffer=buffer)
     threads = torch.get_num_threads()
-    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers at nice 5, {threads} learner threads")
+    workers = f"{args.num_envs} simulation workers at nice 5, {eval_envs.num_envs} for evaluations"
+    log(f"{device}, {count_cores()} cores: {workers}; {threads} learner threads")
     log(f"replay buffer: {buffer.memory}")
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
@@ -1165,7 +1200,7 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
         owed = (run.global_step + 1 - args.learning_starts) * args.updates_per_step - run.updates
         for _ in range(owed if learning else 0):
             run.updates += 1
-            metrics |= updates[run.updates % args.policy_frequency == 0]()
+            metrics |= update(with_actor=run.updates % args.policy_frequency == 0)
         new_observations, step_rewards, step_terminations, _, infos = envs.step_wait()
 
         observations[:] = current_observations
@@ -1189,8 +1224,9 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     args = parse_args()
     check_args(args)
-    # Before MuJoCo is imported: EGL renders offscreen, and without a video there is no OpenGL at all.
-    os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
+    # Before MuJoCo is imported: EGL renders offscreen (on Linux), and without a video there is no OpenGL at all.
+    if sys.platform == "linux" or not args.capture_video:
+        os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
     if args.evaluate is not None:
         play(args)
         return 0
@@ -1199,7 +1235,7 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
     run = Run(args, stop)
-    # The workers are forked before anything here starts threads or CUDA.
+    # The workers are forked before anything here starts threads or computes on a GPU.
     training_envs = contextlib.closing(make_envs(args.env_id, args.num_envs))
     evaluation_envs = contextlib.closing(make_envs(args.env_id, min(args.eval_episodes, 10)))
     with training_envs as envs, evaluation_envs as eval_envs:
@@ -1209,7 +1245,8 @@ def main() -> int:
             workers = [*envs.processes, *eval_envs.processes]
             if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
                 raise
-            run.save_checkpoint()
+            if hasattr(run, "bar"):  # started
+                run.save_checkpoint()
             dead = next(worker for worker in workers if not worker.is_alive())
             fail(f"{dead.name} died ({error!r}, exit code {dead.exitcode}); --resume goes on from the checkpoint", 1)
 

@@ -26,11 +26,12 @@ minibatch; `num_steps` steps make a rollout, and each rollout is followed by `up
 
 Deviations from CleanRL: time limits bootstrap from the value of the true last observation; the running statistics of
 observations and rewards are shared by the environments, saved with the networks, and used, unchanged, at evaluation;
-every finished episode is logged; a last rollout that the budget cuts short is learned from like the others, and the
+a last rollout that the budget cuts short is learned from like the others, and the
 learning rate falls with the steps; minibatches have one size, so a remainder is left out, other samples in each epoch.
 """
 
 import contextlib
+import copy
 import ctypes
 import difflib
 import fcntl
@@ -143,8 +144,8 @@ class Args:
 
 
 # Arguments that a resumed run may change, because they don't change what is learned (the budget sets the step size).
-FREE = """device run_dir resume overwrite checkpoint_frequency keep_checkpoint log_frequency eval_frequency evaluate
-capture_video track""".split()
+MAY_CHANGE_ON_RESUME = """device run_dir resume overwrite checkpoint_frequency keep_checkpoint log_frequency
+eval_frequency evaluate capture_video track""".split()
 POSITIVE = """total_timesteps num_envs checkpoint_frequency log_frequency eval_frequency eval_episodes learning_rate
 num_steps num_minibatches update_epochs clip_coef max_grad_norm target_kl""".split()
 NOT_NEGATIVE = "seed ent_coef vf_coef".split()
@@ -335,7 +336,7 @@ def make_env(env_id: str, render_mode: str | None = None):
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
-        known = env_id in H1_TASKS or env_id in gym.registry or ":" in env_id
+        known = register_humanoid_bench(env_id) or env_id in gym.registry or ":" in env_id
         env = (GymnasiumEnv if known else DMControlEnv)(env_id, render_mode)
         return gym.wrappers.RecordEpisodeStatistics(env)
 
@@ -495,7 +496,7 @@ class Agent(nn.Module):
     def explore(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [n, d] for training, not clipped, and the logarithm of their density [n]."""
         distribution = self.get_distribution(observations)
-        actions = distribution.sample()
+        actions = distribution.rsample()  # sample() would wait for the device
         return actions, distribution.log_prob(actions).sum(dim=1)
 
     @torch.no_grad()
@@ -605,8 +606,9 @@ def make_optimizer(agent: Agent, args: Args) -> optim.Optimizer:
 def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
     """Plays `policy` for `episodes` episodes; returns their returns and lengths, or None if `stop` fills meanwhile.
 
-    Episode i always starts from the i-th evaluation seed, so the result is a function of the policy alone. Each
-    environment plays one whole episode at a time, so that short episodes don't count more than long ones.
+    Episode i always starts from the i-th evaluation seed, so the result depends on the policy alone (up to rounding,
+    which differs between devices, numbers of threads and numbers of environments). Each environment plays one whole
+    episode at a time, so that short episodes don't count more than long ones.
     """
     seeds = derive_seeds(seed, EVALUATION, count=episodes + envs.num_envs)
     returns, lengths = [], []
@@ -627,8 +629,11 @@ def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[n
     return np.array(returns[:episodes]), np.array(lengths[:episodes])
 
 
+EGL_INSTALL = "offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)"
+
+
 def record_video(policy, env_id: str, seed: int, path: Path, device) -> None:
-    """Plays evaluation episode 0 once more and writes it as an mp4 at real-time speed, near 30 frames a second."""
+    """Plays the first evaluation seed and writes the episode as an mp4 at real-time speed, near 30 frames a second."""
     import imageio
 
     env = make_env(env_id, "rgb_array")()
@@ -653,7 +658,7 @@ def play(args: Args) -> None:
 
             mujoco.GLContext(64, 64).free()
         except Exception as error:
-            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
+            fail(f"no video: {error}; {EGL_INSTALL}", 1)
     path = Path(args.evaluate)
     if path.is_dir():
         networks = [file for file in sorted(path.glob("*.pt")) if not file.name.startswith("checkpoint")]
@@ -665,19 +670,20 @@ def play(args: Args) -> None:
         found = f"written by {saved['algorithm']}.py" if saved else "damaged or something else"
         fail(f"--evaluate {path} is {found}; it takes a whole file that {ALGORITHM}.py wrote")
     trained, step, device = Args(**saved["args"]), saved["global_step"], choose_device(args)
-    with contextlib.closing(make_envs(trained.env_id, min(args.eval_episodes, 10))) as envs:
-        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained)
+    env_id = find_env_id(trained.env_id)
+    with contextlib.closing(make_envs(env_id, min(args.eval_episodes, 10))) as envs:
+        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space, trained).to(device)
         load_state(agent, saved["agent"], path)
-        returns, lengths = evaluate(agent.to(device).policy, envs, trained.seed, args.eval_episodes, device)
+        returns, lengths = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device)
     for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
         log(f"episode {episode}: return {episode_return:.2f}, {length} steps")
     log(f"{path}, step {step:,}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes")
     if args.capture_video:
         video = path.with_name(f"{path.stem}_step{step}.mp4")
         try:
-            record_video(agent.policy, trained.env_id, trained.seed, video, device)
+            record_video(agent.policy, env_id, trained.seed, video, device)
         except Exception as error:
-            fail(f"no video: {error}; offscreen rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)", 1)
+            fail(f"no video: {error}; {EGL_INSTALL}", 1)
         log(f"video of episode 0: {video}")
 
 
@@ -732,6 +738,9 @@ def load_file(path: Path) -> dict | None:
 
 def load_state(part, state: dict, path: Path) -> None:
     """Loads a part of a checkpoint; ends the program if its tensors have other shapes."""
+    if isinstance(part, optim.Optimizer):
+        # Its settings follow from this run's device. It keeps the tensors it gets: a copy, or they would keep the file.
+        state = copy.deepcopy(state) | {"param_groups": part.state_dict()["param_groups"]}
     try:
         part.load_state_dict(state)
     except RuntimeError as error:
@@ -751,7 +760,7 @@ class Run:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             is_run = known.exists() and '"algorithm"' in known.read_text()
-            if not is_run and any(path.name != ".lock" for path in self.dir.iterdir()):
+            if not is_run and any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
             if is_run and not args.resume and not args.overwrite:
                 fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
@@ -777,7 +786,7 @@ class Run:
             if saved["algorithm"] != ALGORITHM:
                 fail(f"{path} was written by {saved['algorithm']}.py; this is {ALGORITHM}.py")
             was, now = saved["args"], asdict(self.args)
-            different = [name for name in now if name not in FREE and was.get(name) != now[name]]
+            different = [name for name in now if name not in MAY_CHANGE_ON_RESUME and was.get(name) != now[name]]
             if different:
                 listed = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in different)
                 fail(f"{self.dir} was trained with {listed}; give the same arguments, or another --run-dir")
@@ -871,12 +880,20 @@ class Run:
         try:
             with contextlib.suppress(OSError):
                 self.writer.flush()
-            self.log_sizes = {path.name: path.stat().st_size for path in self.dir.glob("events.out.tfevents.*")}
-            content = {"algorithm": ALGORITHM, "args": asdict(self.args), "torch_rng": torch.get_rng_state()}
-            content |= {"metrics": metrics}
-            content |= {"cuda_rng": cuda_rng, "numpy_rng": self.rng.bit_generator.state}
-            content |= {name: getattr(self, name) for name in self.SAVED}
-            content |= {name: part.state_dict() for name, part in self.learned.items()}
+            for path in self.dir.glob("events.out.tfevents.*"):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())  # before the checkpoint that relies on it
+                    self.log_sizes[path.name] = file.seek(0, os.SEEK_END)
+            content = {
+                "algorithm": ALGORITHM,
+                "args": asdict(self.args),
+                "metrics": metrics,
+                "torch_rng": torch.get_rng_state(),
+                "cuda_rng": cuda_rng,
+                "numpy_rng": self.rng.bit_generator.state,
+                **{name: getattr(self, name) for name in self.SAVED},
+                **{name: part.state_dict() for name, part in self.learned.items()},
+            }
             replace_file(self.dir / CHECKPOINT, partial(torch.save, content), self.dir / PREVIOUS_CHECKPOINT)
             log(f"step {self.global_step:,}: checkpoint")
         except (OSError, RuntimeError) as error:
@@ -925,6 +942,7 @@ class Run:
             charts = {"charts/SPS": sps, "charts/frames": self.global_step * self.args.num_envs}
             charts |= {"charts/updates": self.updates, "charts/physics_errors": self.physics_errors}
             self.write_scalars(self.read_metrics() | charts)
+            self.metrics = {}  # what no update has renewed by the next time is not logged again
             status = f"return {self.training_return:.1f}, evaluation {self.evaluation_return:.1f}, SPS {sps:.0f}"
             self.bar.set_postfix_str(status)
             if self.bar.disable:
@@ -942,16 +960,26 @@ class Run:
         returns = np.array([row[5] for row in self.evaluations if row[0] == self.global_step])
         tail = [episode_return for step, episode_return in self.episodes if step > 0.9 * self.global_step]
         seconds = time.time() - self.started
-        result = {"algorithm": ALGORITHM, "exp_name": self.args.exp_name, "env_id": self.args.env_id}
-        result |= {"seed": self.args.seed, "args": asdict(self.args), "global_step": self.global_step}
-        result |= {"frames": self.global_step * self.args.num_envs, "updates": self.updates}
-        result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
-        result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
-        result |= {"physics_errors": self.physics_errors, "wall_seconds": seconds, "sps": self.global_step / seconds}
-        packages = "torch", "numpy", "gymnasium", "dm_control", "mujoco"
-        result |= {"versions": {name: version(name) for name in packages} | {"python": platform.python_version()}}
         cuda = self.device.type == "cuda"
-        result |= {"device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {count_cores()} cores"}
+        result = {
+            "algorithm": ALGORITHM,
+            "exp_name": self.args.exp_name,
+            "env_id": self.args.env_id,
+            "seed": self.args.seed,
+            "args": asdict(self.args),
+            "global_step": self.global_step,
+            "frames": self.global_step * self.args.num_envs,
+            "updates": self.updates,
+            "final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()},
+            "training_return_last_10_percent": float(np.mean(tail)) if tail else None,
+            "physics_errors": self.physics_errors,
+            "wall_seconds": seconds,
+            "sps": self.global_step / seconds,
+            "versions": {name: version(name) for name in ("torch", "numpy", "gymnasium", "dm_control", "mujoco")}
+            | {"python": platform.python_version()},
+            "device": torch.cuda.get_device_name(self.device) if cuda else f"cpu, {count_cores()} cores",
+            "threads": torch.get_num_threads(),
+        }
         networks = {"algorithm": ALGORITHM, "args": asdict(self.args), "global_step": self.global_step}
         networks |= {"agent": agent.state_dict()}
         try:
@@ -983,6 +1011,7 @@ def choose_device(args: Args) -> torch.device:
     if args.torch_deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which would write the whole replay buffer
     cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 
@@ -997,14 +1026,17 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     rollout = Rollout(args.num_steps, args.num_envs, obs_dim, action_space.shape[0], device)
     run.start(device, agent=agent, optimizer=optimizer, rollout=rollout)
     threads = torch.get_num_threads()
-    log(f"{device}, {count_cores()} cores: {args.num_envs} simulation workers at nice 5, {threads} learner threads")
+    workers = f"{args.num_envs} simulation workers at nice 5, {eval_envs.num_envs} for evaluations"
+    log(f"{device}, {count_cores()} cores: {workers}; {threads} learner threads")
     if args.total_timesteps * args.num_envs < args.num_steps * args.num_envs // args.num_minibatches:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: they don't fill one minibatch")
 
     # Simulators are not saved: a resumed run starts new episodes, from seeds of their own.
     seeds = derive_seeds(args.seed, TRAINING, run.global_step, count=args.num_envs)
     new_observations, _ = envs.reset(seed=seeds)
-    observations = agent.normalize(torch.as_tensor(new_observations, device=device))
+    new_observations = torch.as_tensor(new_observations, device=device)
+    agent.obs_stats.update(new_observations)
+    observations = agent.normalize(new_observations)
     discounted_returns = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
 
     while run.goes_on(agent.policy, eval_envs):
@@ -1047,8 +1079,9 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     args = parse_args()
     check_args(args)
-    # Before MuJoCo is imported: EGL renders offscreen, and without a video there is no OpenGL at all.
-    os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
+    # Before MuJoCo is imported: EGL renders offscreen (on Linux), and without a video there is no OpenGL at all.
+    if sys.platform == "linux" or not args.capture_video:
+        os.environ["MUJOCO_GL"] = "egl" if args.capture_video else "disable"
     if args.evaluate is not None:
         play(args)
         return 0
@@ -1057,7 +1090,7 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
     run = Run(args, stop)
-    # The workers are forked before anything here starts threads or CUDA.
+    # The workers are forked before anything here starts threads or computes on a GPU.
     training_envs = contextlib.closing(make_envs(args.env_id, args.num_envs))
     evaluation_envs = contextlib.closing(make_envs(args.env_id, min(args.eval_episodes, 10)))
     with training_envs as envs, evaluation_envs as eval_envs:
@@ -1067,7 +1100,8 @@ def main() -> int:
             workers = [*envs.processes, *eval_envs.processes]
             if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
                 raise
-            run.save_checkpoint()
+            if hasattr(run, "bar"):  # started
+                run.save_checkpoint()
             dead = next(worker for worker in workers if not worker.is_alive())
             fail(f"{dead.name} died ({error!r}, exit code {dead.exitcode}); --resume goes on from the checkpoint", 1)
 

@@ -195,13 +195,13 @@ def make_update(module, args, obs_dim, action_space, device):
     buffer = module.ReplayBuffer(100_000, obs_dim, action_space.shape[0], device)
     for _ in range(10):
         buffer.add(torch.rand(10_000, sum(buffer.columns), device=device))
-    updates = module.make_updates(agent, *module.make_optimizers(agent, script), buffer, script)
+    update_networks = module.make_update(agent, *module.make_optimizers(agent, script), buffer, script)
     count = 0
 
     def update():
         nonlocal count
         count += 1
-        updates[count % script.policy_frequency == 0]()
+        update_networks(with_actor=count % script.policy_frequency == 0)
 
     return update
 
@@ -310,9 +310,9 @@ class TimedTraining:
         self.updating = self.waiting = 0.0
 
     def timed(self, function, name):
-        def call(*arguments):
+        def call(*arguments, **named):
             start = time.perf_counter()
-            result = function(*arguments)
+            result = function(*arguments, **named)
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
             return result
 
@@ -322,7 +322,7 @@ class TimedTraining:
         """Trains for `count` steps after some of warming up; returns seconds (whole, waiting, updating)."""
         module, envs = self.module, self.envs
         starts = math.ceil(256 / envs.num_envs) + 1
-        saved = module.make_updates, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout
+        saved = module.make_update, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout
         marks = {}
 
         def count_step(run, metrics, infos):
@@ -335,7 +335,7 @@ class TimedTraining:
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silent:
             changes = dict(run_dir=folder, learning_starts=starts, total_timesteps=starts + warm_up + count)
             script = script_args(module, self.args, **changes, buffer_size=100_000, num_envs=envs.num_envs)
-            module.make_updates = lambda *given: [self.timed(update, "updating") for update in saved[0](*given)]
+            module.make_update = lambda *given: self.timed(saved[0](*given), "updating")
             module.evaluate = lambda *given: (np.zeros(script.eval_episodes), np.zeros(script.eval_episodes, dtype=int))
             envs.step_wait, module.Run.count_step, sys.stdout = (
                 self.timed(envs.step_wait, "waiting"),
@@ -345,7 +345,7 @@ class TimedTraining:
             try:
                 module.train(script, module.Run(script, []), envs, envs)
             finally:
-                module.make_updates, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout = saved
+                module.make_update, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout = saved
         return marks["end"] - marks["start"], self.waiting, self.updating
 
 

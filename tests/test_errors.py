@@ -264,6 +264,14 @@ def test_a_foreign_directory_is_left_alone(script, how, file, main, tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_directory_left_by_a_run_killed_in_its_first_write_is_taken(how, tmp_path):
+    module = importlib.import_module("td3")
+    (tmp_path / "args.json.new").write_text('{"algorithm"')
+    (tmp_path / ".lock").touch()
+    module.Run(module.Args(run_dir=str(tmp_path), **how), []).lock.close()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_directory_that_can_not_be_written(script, main, tmp_path):
     (tmp_path / "file").write_text("")

@@ -123,10 +123,12 @@ def train(name, env_id, run_dir, path):
 
 
 def test_training_on_the_stand_in(stand_in, tmp_path):
-    """Worker processes import it through the shim as well; each episode is 13 steps of reward 1."""
-    result = train("ams_td3", "h1-walk", tmp_path / "run", stand_in)
+    """Worker processes import it through the shim as well, also for --evaluate; an episode is 13 steps of reward 1."""
+    result = train("ams_td3", "h1-stand-v0", tmp_path / "run", stand_in)
     assert result["final_evaluation"]["returns"] == [13.0, 13.0]
     assert result["training_return_last_10_percent"] == 13.0
+    played = run_script("ams_td3", "--evaluate", tmp_path / "run", "--eval-episodes", "2", path=stand_in)
+    assert played.returncode == 0 and "mean 13.00, std 0.00 over 2 episodes" in played.stdout, played.stderr
 
 
 @needs_package

@@ -401,7 +401,7 @@ def run_loop(monkeypatch, args, **run):
     monkeypatch.setattr(ppo, "update_agent", record)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = ScriptedRun(args, **run)
-    assert ppo.train(args, run, envs, None) == 0
+    assert ppo.train(args, run, envs, envs) == 0
     return envs.envs, rewards, run, updates
 
 
@@ -420,12 +420,14 @@ def test_loop_stores_what_happened(monkeypatch):
     assert len(raw) == 14 and len(last) == 13
     discounted, all_discounted = np.zeros(3), []
     for t in range(13):
-        seen = raw[1 : t + 1].reshape(-1, OBS_DIM)  # what the steps have returned so far, of all environments
-        mean, var = (seen.mean(axis=0), seen.var(axis=0)) if t else (0, 1)
+        seen = raw[: t + 1].reshape(
+            -1, OBS_DIM
+        )  # the first observations and what the steps have returned so far, of all environments
+        mean, var = seen.mean(axis=0), seen.var(axis=0)
         np.testing.assert_allclose(
             steps.observations[t], np.clip((raw[t] - mean) / np.sqrt(var + 1e-8), -10, 10), atol=1e-5, rtol=1e-5
         )
-        seen = raw[1 : t + 2].reshape(-1, OBS_DIM)
+        seen = raw[: t + 2].reshape(-1, OBS_DIM)
         expected = np.clip((last[t] - seen.mean(axis=0)) / np.sqrt(seen.var(axis=0) + 1e-8), -10, 10)
         np.testing.assert_allclose(steps.next_observations[t], expected, atol=1e-5, rtol=1e-5)
         discounted = args.gamma * discounted + rewards[t]
@@ -435,7 +437,7 @@ def test_loop_stores_what_happened(monkeypatch):
         for n in range(3):
             if (t, n) in ENDS:
                 discounted[n] = 0
-    np.testing.assert_allclose(agent.obs_stats.mean, raw[1:].reshape(-1, OBS_DIM).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(agent.obs_stats.mean, raw.reshape(-1, OBS_DIM).mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(agent.return_stats.var, np.var(all_discounted), rtol=1e-6)
 
     for stored, kinds in (
@@ -562,7 +564,7 @@ def test_sigterm_in_a_rollout_and_resume(tmp_path):
     run_script(kick, broken, *flags, status=128 + signal.SIGTERM, KILL_AT="33")
     saved = torch.load(broken / "checkpoint.pt", weights_only=True)
     assert saved["global_step"] == 33 and len(saved["rollout"]["dones"]) == 13 and saved["updates"] == 40
-    assert saved["agent"]["obs_stats.count"] == 66
+    assert saved["agent"]["obs_stats.count"] == 2 + 2 * 33  # the first observations, and those of the steps
     run_script(kick, broken, *flags, "--resume")
     rows, expected = read_evaluations(broken), read_evaluations(alone)
     assert len(rows) == 8 and rows[:4] == expected[:4]

@@ -351,10 +351,10 @@ def test_updates_are_the_plain_arithmetic(float64, module, args):
     assert p["log_alpha"].item() == pytest.approx(0 if args.autotune else math.log(0.05), abs=1e-6)
     batches = [make_batch(module, 3) for _ in range(7)]
     buffer = SimpleNamespace(sample=lambda batch_size: batches[update - 1])
-    updates = module.make_updates(agent, *module.make_optimizers(agent, args), buffer, args)
+    update_networks = module.make_update(agent, *module.make_optimizers(agent, args), buffer, args)
     for update in range(1, 8):
         torch.manual_seed(update)
-        metrics = updates[update % args.policy_frequency == 0]()  # as in train()
+        metrics = update_networks(update % args.policy_frequency == 0)  # as in train()
         torch.manual_seed(update)
         expected = plain_update(p, moments, batches[update - 1], args, update)
         values = {name: value.item() for name, value in metrics.items()}
@@ -392,14 +392,15 @@ def test_captured_updates_are_the_eager_ones(module, capsys):
         rows = torch.randn(1000, sum(buffer.columns))
         rows[:, -1] = rows[:, -1] > 1
         buffer.add(rows.to(device))
-        updates = module.make_updates(agent, *module.make_optimizers(agent, args), buffer, args)
-        start = torch.nn.utils.parameters_to_vector(agent.parameters()).clone()
+        update_networks = module.make_update(agent, *module.make_optimizers(agent, args), buffer, args)
+        # Detached, or it would keep autograd's nodes of the wrong stream alive, which breaks the capture.
+        start = torch.nn.utils.parameters_to_vector(agent.parameters()).detach().clone()
         torch.cuda.manual_seed(1)
         metrics = {}
         for update in range(1, 21):
-            metrics |= updates[update % args.policy_frequency == 0]()
+            metrics |= update_networks(update % args.policy_frequency == 0)
         torch.cuda.synchronize()
-        end = torch.nn.utils.parameters_to_vector(agent.parameters())
+        end = torch.nn.utils.parameters_to_vector(agent.parameters()).detach()
         results.append((end, end - start, {name: value.item() for name, value in metrics.items()}))
     (eager_end, moved, eager_metrics), (captured_end, _, captured_metrics) = results
     assert (captured_end - eager_end).norm() < 0.01 * moved.norm()  # with other random numbers they are 1 apart

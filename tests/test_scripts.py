@@ -22,7 +22,7 @@ PAIRS = list(combinations(SCRIPTS, 2))
 
 # What an algorithm defines for itself. Whatever else two scripts have in common is the same text.
 ALGORITHM = """ALGORITHM Args QNetwork SoftQNetwork Actor Agent td_target update_critics update_actor update_alpha
-update_targets make_optimizers make_updates train check_args FREE POSITIVE NOT_NEGATIVE""".split()
+update_targets make_optimizers make_update train check_args MAY_CHANGE_ON_RESUME POSITIVE NOT_NEGATIVE""".split()
 # What Action Manifold Smoothing changes, and what it adds.
 CHANGED = "ALGORITHM Args check_args POSITIVE NOT_NEGATIVE QNetwork SoftQNetwork Agent.__init__ td_target".split()
 METHOD = "gram_schmidt orthonormal_directions sample_directions neighborhood_actions".split()
@@ -223,7 +223,7 @@ def test_every_number_is_checked(name, capsys):
     """By the lists that check_args goes through, in which a misspelled name would do nothing."""
     module = importlib.import_module(name)
     names = {field.name for field in fields(module.Args)}
-    assert set(module.FREE) | set(module.POSITIVE) | set(module.NOT_NEGATIVE) <= names
+    assert set(module.MAY_CHANGE_ON_RESUME) | set(module.POSITIVE) | set(module.NOT_NEGATIVE) <= names
     numbers = [field.name for field in fields(module.Args) if field.type in (int, float)]
     assert len(numbers) > 10
     for field in numbers:

@@ -154,12 +154,12 @@ def test_updates_are_the_plain_arithmetic(float64, module, args):
     agent = make_agent(module, args)
     batches = iter([make_batch(module) for _ in range(7)])
     buffer = SimpleNamespace(sample=lambda batch_size: batch)
-    updates = module.make_updates(agent, *module.make_optimizers(agent, args), buffer, args)
+    update_networks = module.make_update(agent, *module.make_optimizers(agent, args), buffer, args)
     p, moments = {name: value.detach().clone() for name, value in agent.named_parameters()}, {}
     for update in range(1, 8):
         batch = next(batches)
         torch.manual_seed(update)
-        metrics = updates[update % args.policy_frequency == 0]()  # as in train()
+        metrics = update_networks(update % args.policy_frequency == 0)  # as in train()
         torch.manual_seed(update)
         expected = plain_update(p, moments, batch, args, update)
         values = {name: value.item() for name, value in metrics.items()}
@@ -180,6 +180,22 @@ def test_actor_steps_leave_the_critics_alone(float64, module):
     assert changed == {"actor"}
 
 
+@pytest.mark.parametrize("module", [td3, ams_td3])
+def test_a_loaded_optimizer_keeps_its_own_settings_and_no_tensor_of_the_checkpoint(float64, module):
+    """A CPU run resumed with CUDA graphs must stay capturable, and the checkpoint's file must not stay in use."""
+    agent, batch = make_agent(module, module.Args()), make_batch(module)
+    saved, _ = module.make_optimizers(agent, module.Args())
+    module.update_critics(agent, saved, batch, module.Args())
+    loaded, _ = module.make_optimizers(agent, module.Args(cuda_graphs=True))
+    state = saved.state_dict()
+    module.load_state(loaded, state, None)
+    assert [group["capturable"] for group in loaded.param_groups] == [True]
+    for index, moments in loaded.state_dict()["state"].items():
+        for name, tensor in moments.items():
+            assert tensor.equal(state["state"][index][name])
+            assert tensor.data_ptr() != state["state"][index][name].data_ptr()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("module", [td3, ams_td3])
 def test_captured_updates_are_the_eager_ones(module, capsys):
@@ -196,14 +212,15 @@ def test_captured_updates_are_the_eager_ones(module, capsys):
         rows = torch.randn(1000, sum(buffer.columns))
         rows[:, -1] = rows[:, -1] > 1
         buffer.add(rows.to(device))
-        updates = module.make_updates(agent, *module.make_optimizers(agent, args), buffer, args)
-        start = torch.nn.utils.parameters_to_vector(agent.parameters()).clone()
+        update_networks = module.make_update(agent, *module.make_optimizers(agent, args), buffer, args)
+        # Detached, or it would keep autograd's nodes of the wrong stream alive, which breaks the capture.
+        start = torch.nn.utils.parameters_to_vector(agent.parameters()).detach().clone()
         torch.cuda.manual_seed(1)
         metrics = {}
         for update in range(1, 21):
-            metrics |= updates[update % args.policy_frequency == 0]()
+            metrics |= update_networks(update % args.policy_frequency == 0)
         torch.cuda.synchronize()
-        end = torch.nn.utils.parameters_to_vector(agent.parameters())
+        end = torch.nn.utils.parameters_to_vector(agent.parameters()).detach()
         results.append((end, end - start, {name: value.item() for name, value in metrics.items()}))
     (eager_end, moved, eager_metrics), (captured_end, _, captured_metrics) = results
     assert (captured_end - eager_end).norm() < 0.01 * moved.norm()  # with other random numbers, 0.6 of it
