@@ -22,7 +22,7 @@ the policy's mean (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q). `diff s
     python ams_sac.py --env-id cheetah-run --total-timesteps 20000 --learning-starts 1000    # something in minutes
     python ams_sac.py --evaluate runs/dog-run__ams_sac__1 --capture-video                    # play what was trained
 
-One step is one vector step: all environments advance once, then one gradient update follows (1M steps = 8M frames).
+One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 
 Deviation from the paper's text: the signs of the QR decomposition are fixed so that the frames are Haar distributed
 (Mezzadri, arXiv math-ph/0609050).
@@ -678,6 +678,7 @@ def update_alpha(agent: Agent, alpha_optimizer: optim.Optimizer, batch: Batch) -
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
+    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, agent.critic_parameters(), tau)
 
 
@@ -1178,7 +1179,8 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
 
-    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on.
+    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on. On
+    # the CPU, device_block is the block itself.
     block = torch.zeros(args.num_envs, sum(buffer.columns) + obs_dim, pin_memory=cuda)
     columns = np.split(block.numpy(), np.cumsum(buffer.columns), axis=1)
     observations, next_observations, stored_actions, rewards, terminations, current_observations = columns

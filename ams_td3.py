@@ -22,7 +22,7 @@ the next action (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q). `diff td3
     python ams_td3.py --env-id cheetah-run --total-timesteps 20000 --learning-starts 1000    # something in minutes
     python ams_td3.py --evaluate runs/dog-run__ams_td3__1 --capture-video                    # play what was trained
 
-One step is one vector step: all environments advance once, then one gradient update follows (1M steps = 8M frames).
+One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 
 Deviations from the paper's text: the signs of the QR decomposition are fixed so that the frames are Haar distributed
 (Mezzadri, arXiv math-ph/0609050); actor and targets move together every `policy_frequency` updates, as in TD3 and
@@ -656,6 +656,7 @@ def update_actor(agent: Agent, actor_optimizer: optim.Optimizer, batch: Batch) -
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.target_actor.parameters(), *agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
+    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, [*agent.actor.parameters(), *agent.critic_parameters()], tau)
 
 
@@ -1151,7 +1152,8 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
 
-    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on.
+    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on. On
+    # the CPU, device_block is the block itself.
     block = torch.zeros(args.num_envs, sum(buffer.columns) + obs_dim, pin_memory=cuda)
     columns = np.split(block.numpy(), np.cumsum(buffer.columns), axis=1)
     observations, next_observations, stored_actions, rewards, terminations, current_observations = columns

@@ -21,7 +21,7 @@ with the hyperparameters of CleanRL. `diff sac.py ams_sac.py` shows what Action 
     python sac.py --env-id cheetah-run --total-timesteps 20000 --learning-starts 1000    # something in minutes
     python sac.py --evaluate runs/dog-run__sac__1 --capture-video                        # play what was trained
 
-One step is one vector step: all environments advance once, then one gradient update follows (1M steps = 8M frames).
+One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 
 Deviations from CleanRL: the density of a squashed action is exact (no constant is added inside its logarithm), every
 finished episode is logged, the update runs while the environments simulate (so it draws from the transitions up to the
@@ -594,6 +594,7 @@ def update_alpha(agent: Agent, alpha_optimizer: optim.Optimizer, batch: Batch) -
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
+    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, agent.critic_parameters(), tau)
 
 
@@ -1094,7 +1095,8 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
 
-    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on.
+    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on. On
+    # the CPU, device_block is the block itself.
     block = torch.zeros(args.num_envs, sum(buffer.columns) + obs_dim, pin_memory=cuda)
     columns = np.split(block.numpy(), np.cumsum(buffer.columns), axis=1)
     observations, next_observations, stored_actions, rewards, terminations, current_observations = columns

@@ -21,7 +21,7 @@ hyperparameters of CleanRL. `diff td3.py ams_td3.py` shows what Action Manifold 
     python td3.py --env-id cheetah-run --total-timesteps 20000 --learning-starts 1000    # something in minutes
     python td3.py --evaluate runs/dog-run__td3__1 --capture-video                        # play what was trained
 
-One step is one vector step: all environments advance once, then one gradient update follows (1M steps = 8M frames).
+One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 
 Deviations from CleanRL: exploration noise is independent per environment, actions are clipped to each dimension's own
 bounds, every finished episode is logged, the update runs while the environments simulate (so it draws from the
@@ -522,7 +522,7 @@ class Agent(nn.Module):
 
 @torch.no_grad()
 def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
-    """The TD target y [B], with clipped target noise and the smaller of two critics (arXiv 1802.09477, eq. 14)."""
+    """The TD target y [B], with clipped target noise and the smaller of two critics (arXiv 1802.09477, Algorithm 1)."""
     next_actions = agent.target_actor(batch.next_observations)
     noise = (torch.randn_like(next_actions) * args.policy_noise).clamp(-args.noise_clip, args.noise_clip)
     next_actions += noise * agent.actor.action_scale
@@ -573,6 +573,7 @@ def update_actor(agent: Agent, actor_optimizer: optim.Optimizer, batch: Batch) -
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.target_actor.parameters(), *agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
+    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, [*agent.actor.parameters(), *agent.critic_parameters()], tau)
 
 
@@ -1068,7 +1069,8 @@ def train(args: Args, run: Run, envs, eval_envs) -> int:
     if args.learning_starts >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
 
-    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on.
+    # A step crosses to the device as one pinned block: its transitions, and behind them the observations to act on. On
+    # the CPU, device_block is the block itself.
     block = torch.zeros(args.num_envs, sum(buffer.columns) + obs_dim, pin_memory=cuda)
     columns = np.split(block.numpy(), np.cumsum(buffer.columns), axis=1)
     observations, next_observations, stored_actions, rewards, terminations, current_observations = columns
