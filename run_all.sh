@@ -11,7 +11,7 @@
 #SBATCH --signal=B:USR1@180
 usage="Every run of the paper. What is finished is skipped, what was interrupted goes on: run the same command again.
 
-    bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR THE SCRIPTS]
+    bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]
     sbatch --array=0-299%32 run_all.sh table2        one run a task, 32 at once; --list table2 | wc -l gives the size
 
 Suites (default: table2 table3)
@@ -92,6 +92,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # or the learners of several runs t
 # ---------------------------------------------------------------------------------------------------------- suites
 
 names=() commands=() # of the runs; NAME is the directory in runs/, of the log and of the lock, and a command is a line
+declare -A budget=() # NAME: its steps
 
 # Adds a run, unless a filter leaves it out or another suite has it.
 add() { # SCRIPT EXP_NAME TASK SEED [ARGUMENT ...]
@@ -109,7 +110,8 @@ add() { # SCRIPT EXP_NAME TASK SEED [ARGUMENT ...]
   # --resume starts what has not started, goes on with what has, and leaves alone what is complete.
   printf -v command "%q " "$python" "$1.py" --env-id "$3" --exp-name "$2" --seed "$4" --total-timesteps "$steps" \
     "${@:5}" --resume "${extra[@]}"
-  names+=("$name") commands+=("${command% }")
+  [[ " $command" =~ .*\ --total[-_]timesteps[\ =]([0-9]+) ]] && steps=${BASH_REMATCH[1]} # the last one wins
+  names+=("$name") commands+=("${command% }") budget[$name]=$steps
 }
 
 table2() { # seed by seed, so that there is a whole table early
@@ -146,7 +148,7 @@ sampling() {
   done
 }
 
-smoke() { # on a task that no table has, so that these runs are never taken for the paper's
+smoke() { # on a task that the paper's tables don't have, so that these runs are never taken for the paper's
   local algorithm tiny=(--num-envs 2 --eval-episodes 1 --eval-frequency 1100 --log-frequency 100)
   local learner=(--learning-starts 900 --batch-size 64 --buffer-size 10000)
   for algorithm in td3 ams_td3 sac ams_sac; do add $algorithm $algorithm walker-walk 0 "${tiny[@]}" "${learner[@]}"; done
@@ -179,6 +181,9 @@ find_state() { # NAME
   [[ -e runs/.sweep/$1.failed ]] && state=failed
   [[ -e runs/.sweep/$1.lock ]] && ! flock -n -s "runs/.sweep/$1.lock" true && state=running
   [[ -e runs/$1/result.json ]] && state="done"
+  # Trained to its end, but with a smaller --total-timesteps: not what is asked for here, and nothing to be overwritten.
+  [[ $state == "done" && $(grep '"global_step"' "runs/$1/result.json") =~ ([0-9]+) ]] &&
+    ((BASH_REMATCH[1] < budget[$1])) && state=shorter
 }
 
 # Prints how many runs are in which state, and what failed; with --status, for each task and variant too.
@@ -188,7 +193,8 @@ report() {
   for name in "${names[@]}"; do
     find_state "$name"
     for key in "$state" "${name%__*} $state"; do count[$key]=$((${count[$key]:-0} + 1)); done
-    [[ $state == failed ]] && failures+=("runs/$name.log: $(<"runs/.sweep/$name.failed")")
+    [[ $state == failed ]] && failures+=("failed: runs/$name.log: $(<"runs/.sweep/$name.failed")")
+    [[ $state == shorter ]] && failures+=("complete with fewer than ${budget[$name]} steps, remove it to train anew: runs/$name")
   done
   if [[ $mode == status ]]; then
     printf "%-16s%-24s%6s%9s%8s%12s%9s\n" task run "done" running failed unfinished missing
@@ -199,7 +205,7 @@ report() {
   fi
   echo "${#names[@]} runs: ${count[done]:-0} done, ${count[running]:-0} running, ${count[failed]:-0} failed," \
     "${count[unfinished]:-0} unfinished, ${count[missing]:-0} missing"
-  ((${#failures[@]} == 0)) || printf "failed: %s\n" "${failures[@]}"
+  ((${#failures[@]} == 0)) || printf "%s\n" "${failures[@]}"
 }
 
 if [[ $mode == status ]]; then
@@ -235,7 +241,8 @@ done
 # Whether there is nothing left to do: the run is done, or has failed since this sweep began, in any sweep.
 settled() { # NAME
   local failed=runs/.sweep/$1.failed
-  [[ -e runs/$1/result.json ]] || [[ -e $failed && $(<"$failed") != "${old_failures[$1]:-}" ]]
+  [[ -e runs/$1/result.json ]] || { [[ -e $failed ]] &&
+    { [[ ! -v old_failures[$1] ]] || [[ $(<"$failed") != "${old_failures[$1]}" ]]; }; }
 }
 
 # In a worker: whether the sweep itself was killed. Then nothing goes on behind its back.
@@ -258,6 +265,10 @@ await() { # PID ...
   done
 }
 
+# A run whose worker is killed gets SIGTERM from the kernel, where util-linux can arrange that.
+guard=""
+setpriv --pdeathsig TERM true 2>/dev/null && guard="setpriv --pdeathsig TERM"
+
 # Trains run INDEX, unless somebody else does or has done so.
 train() { # INDEX
   local name=${names[$1]} label log lock child status
@@ -267,7 +278,7 @@ train() { # INDEX
     rm -f "runs/.sweep/$name.failed"
     echo "$label: ${CUDA_VISIBLE_DEVICES:+GPU $CUDA_VISIBLE_DEVICES, }$log"
     printf "%(%F %T)T %s: %s\n" -1 "$HOSTNAME" "${commands[$1]}" >>"$log"
-    eval "exec ${commands[$1]}" >>"$log" 2>&1 & # inherits the lock, which so outlives this shell if that is killed
+    eval "exec $guard ${commands[$1]}" >>"$log" 2>&1 & # inherits the lock, which so outlives this shell if that is killed
     child=$!
     await "$child"
     wait "$child"

@@ -467,6 +467,30 @@ def test_ctrl_c_and_kill_lose_nothing(project):
         assert project.result(name)["global_step"] >= starts[2]
 
 
+def test_a_run_whose_worker_is_killed_saves_and_stops(project):
+    """By the kernel's hand: nobody else is there to tell it. The sweep goes on, and nothing is left behind it."""
+    name = "cheetah-run__td3__0"
+    sweep = project.start(*"table2 --tasks cheetah-run --algorithms td3 --seeds 0 --".split(), *ENDLESS)
+    project.wait_for_training(name)
+    psutil.Process(project.trainers(name)[0].ppid()).kill()
+    project.wait_for_training(name, attempt=2)
+    assert "stopped by SIGTERM" in project.attempts(name)[0]
+    sweep.send_signal(signal.SIGTERM)
+    sweep.communicate(timeout=PATIENCE)
+    assert sweep.returncode == 143 and project.processes() == []
+
+
+def test_a_run_of_a_smaller_budget_is_not_taken_for_the_one_asked_for(project):
+    folder = project.folder / "runs" / "cheetah-run__td3__0"
+    folder.mkdir(parents=True)
+    arguments = "table2 --tasks cheetah-run --algorithms td3 --seeds 0 --status".split()
+    for steps, done, message in ((1000, 0, "complete with fewer than 500000 steps"), (500_000, 1, "")):
+        (folder / "result.json").write_text(json.dumps({"global_step": steps, "frames": 8 * steps}, indent=2))
+        status = project.sweep(*arguments)
+        assert f"1 runs: {done} done" in status and message in status
+        assert ("fewer than" in status) == bool(message)
+
+
 def test_two_sweeps_and_a_pasted_command_train_each_run_once(project):
     names = [f"cheetah-run__td3__{seed}" for seed in (0, 10, 42)]
     arguments = "table2 --tasks cheetah-run --algorithms td3 --seeds 0,10,42".split()
