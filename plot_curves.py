@@ -10,7 +10,6 @@ as a pandas DataFrame in long form. Captions of the figures are written to capti
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -18,6 +17,7 @@ import os
 import re
 import struct
 import sys
+import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -65,12 +65,22 @@ ALGORITHMS = {
 }
 PAIRS = (("ams_td3", "td3"), ("ams_sac", "sac"))  # AMS and its base algorithm
 DEFAULTS = {"epsilon": 0.2, "num_neighbors": 8, "sampling": "orthogonal", "action_projection": "tanh"}
-# Arguments in which seeds of one group may differ: they do not change what is learnt in so many steps.
+# Arguments in which seeds of one group may differ without a note.
 HOUSEKEEPING = set(
     "seed exp_name total_timesteps device cuda_graphs torch_deterministic run_dir resume overwrite "
     "checkpoint_frequency keep_checkpoint log_frequency eval_frequency eval_episodes evaluate "
     "capture_video track".split()
 )
+# What all of the paper's runs have in common.
+PAPER_ARGS = {
+    "num_envs": 8,
+    "eval_episodes": 10,
+    "gamma": 0.99,
+    "tau": 0.005,
+    "batch_size": 256,
+    "buffer_size": 1_000_000,
+}
+PAPER_ARGS |= {"updates_per_step": 1, "policy_frequency": 2, "num_steps": 2048}
 TAGS = {"eval": "eval/episodic_return", "train": "charts/episodic_return"}
 DIAGNOSTICS = {
     "diagnostics/critic_grad_norm": ("Critic gradient norm", "2.4"),
@@ -91,8 +101,8 @@ td3     753±27  181±31 873±94  576±212 337±220 107±230 38±97   92±121 52
 ams_td3 712±27  236±33 932±10  765±32  957±33  670±18  708±244 387±32 855±22  577±141 775±121 614±278
 ams_sac 757±31  227±68 927±3   781±61  931±21  704±12  761±137 427±25 781±2   577±140 752±18  625±140
 """
-IMPOSSIBLE_STD = {("sac", "dog-stand"), ("sac", "h1-walk")}  # as printed; returns lie in [0, 1000]
-# The paper's Table 3, Quadruped-Run, seeds 0, 42, 123: (group, name in print, algorithm, variant, mean, std).
+ABLATION_SEEDS = (0, 42, 123)
+# The paper's Table 3, Quadruped-Run, over these seeds: (group, name in print, algorithm, variant, mean, std).
 PAPER_TABLE_3 = (
     ("Component", "Baseline", "td3", "default", 576, 212),
     ("Component", "w/o NTD", "ams_td3", "without_ntd", 730, 119),
@@ -446,7 +456,7 @@ def curve(runs, tag, x_axis="steps", width=None):
             x = counter(run, x_axis, steps) if x is None else x
             key = steps if width is None else -(-steps // width) * width
             table = pd.DataFrame({"step": key, "x": x / X_LABELS[x_axis][1], "value": values})
-            tables.append(table.groupby("step").mean() if width else table.set_index("step"))
+            tables.append(table.dropna(subset="x").groupby("step").mean())
     if not tables:
         return pd.DataFrame(columns=["x", "mean", "low", "high", "count"], dtype=float)
     by_step = pd.concat(tables).groupby(level=0)
@@ -454,7 +464,7 @@ def curve(runs, tag, x_axis="steps", width=None):
     count, spread = by_step["value"].count(), by_step["value"].std(ddof=1)
     half = scipy.special.stdtrit(np.maximum(count - 1, 1), 0.975) * spread / np.sqrt(count)
     points["low"], points["high"], points["count"] = points["mean"] - half, points["mean"] + half, count
-    return points[points["x"].notna()]
+    return points
 
 
 def final_return(metric):
@@ -467,6 +477,12 @@ def final_return(metric):
 def hours_per_million_steps(run):
     """Hours of training for 1M steps, from the run's own number of steps."""
     return run.result["wall_seconds"] / run.result["global_step"] * 1e6 / 3600
+
+
+def unlike_paper(runs):
+    """Arguments in which runs differ from the paper's, as "num_envs=2", sorted."""
+    values = {(name, run.args[name]) for run in runs for name in PAPER_ARGS if name in run.args}
+    return sorted(f"{name}={value}" for name, value in values if value != PAPER_ARGS[name])
 
 
 def differing_arguments(runs):
@@ -505,6 +521,8 @@ def summarise(runs, value, budget):
         others = [f"{n:,}" for n in sorted(int(run.result["global_step"]) for run in finished) if n != steps]
         if others:
             notes.append(f"{len(others)} of other length left out ({', '.join(others)} steps)")
+        if budget and unlike_paper(used):
+            notes.append(f"unlike the paper's: {', '.join(unlike_paper(used))}")
         differing = differing_arguments(used)
         if differing:
             notes.append(f"seeds differ in {', '.join(differing)}")
@@ -513,10 +531,14 @@ def summarise(runs, value, budget):
     return cell | {"note": "; ".join(notes)}
 
 
-def compare(cell, paper_mean=math.nan, paper_std=math.nan, remark=""):
-    """A table row: the cell, the paper's value beside it, the difference, and whether it is outside both spreads."""
+def compare(cell, paper_mean=math.nan, paper_std=math.nan, wrong=False):
+    """A table row: the cell, the paper's value beside it, the difference, and whether it is outside both spreads.
+
+    A `wrong` deviation of the paper is shown, and said to be wrong, and is not a spread to be inside of.
+    """
     difference = cell["mean"] - paper_mean
-    spreads = [0.0 if math.isnan(s) else s for s in (cell["std"], paper_std)]
+    remark = "paper's deviation impossible, see caption" if wrong else ""
+    spreads = [0.0 if math.isnan(s) else s for s in (cell["std"], math.nan if wrong else paper_std)]
     outside = cell["seeds"] > 1 and abs(difference) > max(spreads)
     row = {name: cell[name] for name in ("mean", "std", "seeds", "steps")}
     row |= {"paper_mean": paper_mean, "paper_std": paper_std, "difference": difference, "outside_both": outside}
@@ -527,6 +549,12 @@ def select(runs, algorithm, task, variant="default"):
     """The runs of one algorithm, task and variant, by seed."""
     chosen = [run for run in runs if (run.algorithm, run.task, run.variant) == (algorithm, task, variant)]
     return sorted(chosen, key=lambda run: run.seed)
+
+
+def ablation_runs(runs, algorithm, task, variant="default"):
+    """As `select`, the seeds of Table 3 and Figure 5 alone, if there are any: Table 2's others have no ablations."""
+    own = select(runs, algorithm, task, variant)
+    return [run for run in own if run.seed in ABLATION_SEEDS] or own
 
 
 def budget_of(task):
@@ -587,8 +615,10 @@ def draw_curve(axis, points, color, style, label, zorder=2):
     points = points.dropna(subset="mean")
     if points.empty:
         return
-    last = np.flatnonzero(points["count"] == points["count"].max())[-1]
+    most = points["count"].max()  # steps between, at which only some seeds were evaluated, would make a zigzag
+    last = np.flatnonzero(points["count"] == most)[-1]
     whole, rest = points.iloc[: last + 1], points.iloc[last:]
+    whole = whole[whole["count"] == most]
     axis.plot(whole["x"], whole["mean"], color=color, linestyle=style, label=label, zorder=zorder)
     if whole["low"].notna().any():
         axis.fill_between(whole["x"], whole["low"], whole["high"], color=color, alpha=0.16, linewidth=0, zorder=1)
@@ -628,6 +658,8 @@ def figure_3(runs, x_axis="steps", metric="eval", references=()):
             handles.append(plt.Line2D([], [], color=color, linestyle=style, label=text))
             fewer = [f"{title_of(task)} {n}" for task, n in counts.items() if n < max(counts.values())]
             remarks += [f"{label} has fewer seeds on {', '.join(fewer)}."] if fewer else []
+        elif any(run.task in tasks for run in own):
+            note(f"{label} has no {x_axis}, and is not drawn")
     for panel, (axis, task) in enumerate(zip(axes.flat, tasks, strict=False)):
         axis.set_title(f"({chr(97 + panel)}) {title_of(task)}")
         axis.set_xlim(left=0)
@@ -661,7 +693,8 @@ def figure_4(runs, task="quadruped-run", x_axis="steps"):
     """
     ratios, labels = {}, {}
     remarks = [
-        f"Critic gradient norm and TD target variance on {title_of(task)}, averaged over 10,000 steps. {BAND} "
+        f"Critic gradient norm and TD target variance on {title_of(task)}, averaged over 10,000 steps "
+        f"(1/20 of shorter runs). {BAND} "
         "Ratios of final values: means over the last 10% of steps of finished runs."
     ]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.3), layout="constrained")
@@ -675,7 +708,7 @@ def figure_4(runs, task="quadruped-run", x_axis="steps"):
         lines = [f"({chr(97 + panel)}) {title}"]
         for ams, base in PAIRS:
             cells = [summarise(groups[a], final_diagnostic(tag), budget_of(task)) for a in (base, ams)]
-            ratio = cells[0]["mean"] / cells[1]["mean"]
+            ratio = cells[0]["mean"] / (cells[1]["mean"] or math.nan)
             if not math.isnan(ratio):
                 ratios[tag, ams] = ratio
                 beside = f" (paper {paper})" if ams == "ams_td3" and task == "quadruped-run" else ""
@@ -724,7 +757,7 @@ def figure_5(runs, task="quadruped-run", x_axis="steps", metric="eval"):
     empty = True
     for panel, (axis, (title, rows)) in enumerate(zip(axes, ablation_panels(), strict=True)):
         for label, algorithm, variant, color, style in rows:
-            group = [run for run in select(runs, algorithm, task, variant) if TAGS[metric] in run.events]
+            group = [run for run in ablation_runs(runs, algorithm, task, variant) if TAGS[metric] in run.events]
             if group:
                 points = curve(group, TAGS[metric], x_axis, None if metric == "eval" else bin_width(group))
                 draw_curve(axis, points, color, style, f"{label} ({seeds_label([len(group)])})")
@@ -734,29 +767,25 @@ def figure_5(runs, task="quadruped-run", x_axis="steps", metric="eval"):
         if axis.get_lines():
             axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.32), handlelength=2.4)
     axes[0].set_xlim(left=0)
-    axes[0].set_ylim(0, min(MAX_RETURN, axes[0].get_ylim()[1]) if task in TASKS else None)
+    if task in TASKS:
+        axes[0].set_ylim(0, min(MAX_RETURN, axes[0].get_ylim()[1]))
     axes[0].locator_params(nbins=4, axis="x")
     axes[0].set_ylabel(RETURN_LABELS[metric])
     figure.get_layout_engine().set(h_pad=0.08)  # room below the legends
     if empty:
         plt.close(figure)
         return note(f"Figure 5 is left out: there are no runs of {task} (--ablation-task: another task)")
-    return figure, f"Ablations on {title_of(task)}. {BAND}"
+    return figure, f"Ablations on {title_of(task)}, of seeds 0, 42 and 123 where there are any of these. {BAND}"
 
 
 def load_sampler():
     """sample_directions of the ams_td3.py beside this file; None and a line where it cannot be had."""
-    path = Path(__file__).resolve().parent / "ams_td3.py"
-    if not path.is_file():
-        return note(f"Figure A.1 is left out: it draws from the functions of ams_td3.py, which is not in {path.parent}")
-    spec = importlib.util.spec_from_file_location("ams_td3", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ams_td3"] = module  # dataclasses look their module up there
+    sys.path.append(str(Path(__file__).resolve().parent))
     try:
-        spec.loader.exec_module(module)
-        return module.sample_directions
-    except (ImportError, AttributeError) as error:
-        return note(f"Figure A.1 is left out: ams_td3.py cannot be used ({error})")
+        from ams_td3 import sample_directions
+    except ImportError as error:
+        return note(f"Figure A.1 is left out: it draws from the functions of ams_td3.py ({error})")
+    return sample_directions
 
 
 def figure_a1(sample_directions, action_dim=38, num_directions=8, batch_size=4096, seed=0):
@@ -986,13 +1015,21 @@ def figure_profiles(profiles):
 
 def paper_table_2():
     """{(algorithm, task): (mean, std)} of the paper's Table 2."""
-    values = {}
-    for line in PAPER_TABLE_2.split("\n"):
-        algorithm, *cells = line.split() or [""]
-        for task, cell in zip(TASKS, cells, strict=False):
-            mean, std = cell.split("±")
-            values[algorithm, task] = float(mean), float(std)
-    return values
+    lines = (line.split() for line in PAPER_TABLE_2.strip().split("\n"))
+    rows = {algorithm: dict(zip(TASKS, cells, strict=True)) for algorithm, *cells in lines}
+    return {(a, t): tuple(map(float, c.split("±"))) for a, row in rows.items() for t, c in row.items()}
+
+
+def largest_std(mean, count=5):
+    """The largest standard deviation (n - 1) of returns in [0, 1000] with this mean: all are 0 or 1000, but for one."""
+    full, rest = divmod(mean * count, MAX_RETURN)
+    values = [MAX_RETURN] * int(full) + [rest] + [0] * count
+    return np.std(values[:count], ddof=1)
+
+
+def impossible(mean, std):
+    """Whether no five returns in [0, 1000] have this mean and standard deviation, both rounded to whole numbers."""
+    return mean >= 1 and std - 0.5 > max(map(largest_std, (mean - 0.5, mean, mean + 0.5)))
 
 
 def table_2(runs, metric="eval"):
@@ -1003,10 +1040,9 @@ def table_2(runs, metric="eval"):
         for algorithm, (label, _, _) in ALGORITHMS.items():
             own = select(runs, algorithm, task)
             if own or task in TASKS:
-                remark = "paper's deviation impossible, see caption" if (algorithm, task) in IMPOSSIBLE_STD else ""
                 cell = summarise(own, final_return(metric), budget_of(task))
                 values = paper.get((algorithm, task), (math.nan, math.nan))
-                rows.append({"task": title_of(task), "algorithm": label} | compare(cell, *values, remark))
+                rows.append({"task": title_of(task), "algorithm": label} | compare(cell, *values, impossible(*values)))
     return rows
 
 
@@ -1015,29 +1051,34 @@ def table_3(runs, task="quadruped-run", metric="eval"):
     rows, value, shown = [], final_return(metric), set()
     for group, label, algorithm, variant, mean, std in PAPER_TABLE_3:
         paper = (mean, std) if task == "quadruped-run" else (math.nan, math.nan)
-        cell = summarise(select(runs, algorithm, task, variant), value, budget_of(task))
+        cell = summarise(ablation_runs(runs, algorithm, task, variant), value, budget_of(task))
         base = ALGORITHMS[algorithm][0].removeprefix("AMS-")
         rows.append({"group": group, "variant": label, "base": base} | compare(cell, *paper))
         shown.add((algorithm, variant))
     for algorithm, variant in sorted({(r.algorithm, r.variant) for r in runs if r.task == task} - shown):
         if variant != "default":
-            cell = summarise(select(runs, algorithm, task, variant), value, budget_of(task))
+            cell = summarise(ablation_runs(runs, algorithm, task, variant), value, budget_of(task))
             rows.append({"group": "Other", "variant": variant, "base": ALGORITHMS[algorithm][0]} | compare(cell))
     return rows
 
 
 def table_b4(runs):
-    """Rows of Table B.4: hours for 1M steps, base algorithm and AMS, on the tasks of the paper and others with runs."""
+    """Rows of Table B.4: hours for 1M steps, base algorithm and AMS, on the tasks of the paper's two tables, a row for
+    each device that runs were finished on."""
     rows = []
     have = {run.task for run in runs}
     for task in [t for t in TASKS if t in PAPER_TABLE_B4 or t in have]:
-        for pair in PAIRS:
-            for algorithm in pair[::-1]:
-                own = select(runs, algorithm, task)
-                cell = summarise(own, hours_per_million_steps, budget_of(task))
-                devices = sorted({str(run.result.get("device", "device not recorded")) for run in cell["runs"]})
-                paper = PAPER_TABLE_B4.get(task, (math.nan, math.nan))[algorithm in ("ams_td3", "ams_sac")]
-                row = {"task": title_of(task), "algorithm": ALGORITHMS[algorithm][0], "device": ", ".join(devices)}
+        for algorithm in (algorithm for pair in PAIRS for algorithm in pair[::-1]):
+            paper = PAPER_TABLE_B4.get(task, (math.nan, math.nan))[algorithm in ("ams_td3", "ams_sac")]
+            own = {}
+            for run in select(runs, algorithm, task):
+                own.setdefault(str(run.result.get("device", "device not recorded")) if run.result else "", []).append(
+                    run
+                )
+            unfinished = own.pop("", [])
+            for device, group in own.items() or [("", [])]:
+                cell = summarise(group + unfinished, hours_per_million_steps, budget_of(task))
+                row = {"task": title_of(task), "algorithm": ALGORITHMS[algorithm][0], "device": device}
                 rows.append(row | compare(cell, paper))
     return rows
 
@@ -1053,6 +1094,7 @@ def sample_efficiency(runs, metric="eval"):
                 continue
             target, width = cells[1]["mean"], None if metric == "eval" else bin_width(group)
             curves = [curve(own, TAGS[metric], "steps", width) for own in [group, *([run] for run in group)]]
+            curves[0] = curves[0][curves[0]["count"] == len(group)]
             first, *alone = (points.index[points["mean"] >= target] for points in curves)
             row = {"task": title_of(task), "algorithm": ALGORITHMS[ams][0], "base": ALGORITHMS[base][0]}
             row |= {
@@ -1159,17 +1201,18 @@ def read_reference(path, tag):
     missing = [name for name in needed if name not in frame]
     if missing:
         raise InputError(f"--reference {path} lacks the column {', '.join(missing)}; it needs {', '.join(needed)}")
-    for name in needed:
-        numeric = name in ("step", "value")
-        bad = (pd.to_numeric(frame[name], errors="coerce") if numeric else frame[name]).isna()
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            wrong = f"{frame[name][row]!r} is not a number" if numeric else "is empty"
-            raise InputError(f"--reference {path}, line {row + 2}: {name} {wrong}")
     own = frame[frame["tag"] == tag]
     if own.empty:
         have = ", ".join(sorted(map(str, frame["tag"].unique()))) or "none"
         raise InputError(f"--reference {path} has no rows with tag {tag}; its tags: {have}")
+    for name in needed:
+        numeric = name in ("step", "value")
+        bad = (pd.to_numeric(own[name], errors="coerce") if numeric else own[name]).isna()
+        if bad.any():
+            row = own.index[bad][0]
+            wrong = f"{frame[name][row]!r} is not a number" if numeric else "is empty"
+            raise InputError(f"--reference {path}, line {row + 2}: {name} {wrong}")
+    own = own.astype({"step": float, "value": float})
     own = own.assign(variant=own["variant"].fillna("default") if "variant" in own else "default")
     runs = []
     for (algorithm, variant, task, seed), rows in own.groupby(["algorithm", "variant", "task", "seed"]):
@@ -1195,24 +1238,28 @@ def write_tables(runs, args, statistics, about):
         over = "training episodes of the last 10% of steps"
     seeds = "Mean ± standard deviation over seeds (sample deviation, n - 1)"
     marks = "† marks a difference larger than both standard deviations."
-    impossible = (
-        "The paper prints 249 ± 781 for SAC on Dog-Stand and 81 ± 501 on H1-Walk; returns lie in [0, 1000], where the "
-        "standard deviation of five values with these means is at most 483 and 305: misprints of the paper."
+    wrong = ", ".join(
+        f"{mean:.0f} ± {std:.0f} for {ALGORITHMS[algorithm][0]} on {title_of(task)} (at most {largest_std(mean):.0f})"
+        for (algorithm, task), (mean, std) in paper_table_2().items()
+        if impossible(mean, std)
     )
+    wrong = f"Impossible deviations of five returns in [0, 1000], as the paper prints them: {wrong}."
     tables = {
         "table2": (
-            f"Table 2. Returns of {over}. {seeds}; the paper's over 5 seeds. {marks} {impossible}",
+            f"Table 2. Returns of {over}. {seeds}; the paper's over 5 seeds. {marks} {wrong}",
             table_2(runs, args.metric),
             lambda row: display_comparison(row, ("task", "algorithm")),
         ),
         "table3": (
-            f"Table 3. {title_of(args.ablation_task)}, returns of {over}. {seeds}; the paper's over 3 seeds. {marks}",
+            f"Table 3. {title_of(args.ablation_task)}, returns of {over}. {seeds}, of seeds 0, 42 and 123 "
+            f"where there are any of these, as in the paper. {marks}",
             table_3(runs, args.ablation_task, args.metric),
             lambda row: display_comparison(row, ("group", "variant", "base")),
         ),
         "table_b4": (
-            f"Table B.4. Hours of training for 1M steps. {seeds}; the paper gives one time for baseline and AMS each, "
-            "on an RTX 3090, without a spread. † marks a difference larger than our standard deviation.",
+            f"Table B.4. Hours for 1M steps, evaluations included, scaled up from the run's own steps. {seeds}; the "
+            "paper gives one time for baseline and AMS each, on an RTX 3090, without a spread. † marks a difference "
+            "larger than our standard deviation.",
             table_b4(runs),
             lambda row: display_comparison(row, ("task", "algorithm", "device"), digits=2),
         ),
@@ -1278,11 +1325,12 @@ def parse_args():
 def main(args):
     """Read the runs, write figures, captions and tables, and say what was written."""
     plt.rcParams.update(STYLE)
+    started = time.time() - 1  # clocks of file systems are a little coarser
     if args.bootstrap_reps < 1 or not 0 <= args.bootstrap_seed < 2**32:
         raise InputError("--bootstrap-reps must be at least 1, and --bootstrap-seed in 0 ... 4294967295")
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise InputError(f"--out-dir {args.out_dir} is a file; give a folder")
-    if args.export and not args.export.parent.is_dir():
+    if args.export and not args.export.parent.is_dir() and args.export.parent != args.out_dir:
         raise InputError(f"--export {args.export}: there is no folder {args.export.parent}")
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     references = [run for path in args.reference for run in read_reference(path, TAGS[args.metric])]
@@ -1304,15 +1352,17 @@ def main(args):
         captions = save_figures(figures, args)
         rows, profiles, about = promise.result()
     if rows:
-        figures = {
-            "aggregates": (figure_aggregates(rows), f"Aggregates and probability of improvement. {about}"),
-            "profiles": (figure_profiles(profiles), f"Share of runs above a normalised return. {about}"),
-        }
+        figures = {"aggregates": (figure_aggregates(rows), f"Aggregates and probability of improvement. {about}")}
+        if any(profiles.values()):
+            figures["profiles"] = figure_profiles(profiles), f"Share of runs above a normalised return. {about}"
         captions += save_figures(figures, args)
     else:
         note("aggregates and profiles are left out: no task of the paper has a finished default run")
     (args.out_dir / "captions.md").write_text("\n".join(captions), encoding="utf-8")
     tables = write_tables(runs, args, rows, about)
+    old = sorted(path.name for path in args.out_dir.glob("*.*") if path.stat().st_mtime < started)
+    if old:
+        note(f"{', '.join(old)} in {args.out_dir} are from an earlier call")
     finished = sum(run.result is not None for run in runs)
     print(f"{len(runs)} runs, {finished} finished; {len(captions)} figures, {', '.join(tables)} in {args.out_dir}")
 
