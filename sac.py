@@ -643,7 +643,8 @@ def cuda_graphs(update):
         if calls[with_actor] > 3 and results[with_actor] is None and not failed:
             try:
                 with torch.cuda.graph(graphs[with_actor], stream=stream):
-                    results[with_actor] = update(with_actor)
+                    captured = update(with_actor)
+                results[with_actor] = captured  # only now: what breaks a capture may show at its end
             except RuntimeError as error:
                 torch.cuda.set_stream(current)  # which a broken capture does not restore
                 failed = True

@@ -1,5 +1,6 @@
 """The learner: updates against arithmetic written out here, the replay buffer, exploration, and CUDA graphs."""
 
+import contextlib
 import io
 import math
 from types import SimpleNamespace
@@ -194,6 +195,45 @@ def test_a_loaded_optimizer_keeps_its_own_settings_and_no_tensor_of_the_checkpoi
         for name, tensor in moments.items():
             assert tensor.equal(state["state"][index][name])
             assert tensor.data_ptr() != state["state"][index][name].data_ptr()
+
+
+@pytest.mark.parametrize("module", [td3, ams_td3])
+@pytest.mark.parametrize("fails", [False, True])
+def test_when_updates_are_captured_and_replayed(module, fails, monkeypatch, capsys):
+    """With stand-ins for CUDA's streams and graphs, since order and bookkeeping need no GPU: of each kind, three calls
+    run as they are, the fourth is captured, and that and all later ones are replayed; or a failure is said once."""
+    events, streams = [], []
+
+    class Graph:
+        def replay(self):
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def graph(graph, stream):
+        events.append("capture")
+        yield
+        if fails:
+            streams.append(stream)  # CUDA leaves this one current
+            raise RuntimeError("no capture today")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+    default = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1] if streams else default)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    update = module.cuda_graphs(lambda with_actor: events.append(with_actor) or {"with_actor": with_actor})
+    for call in range(1, 13):
+        assert update(call % 2 == 0) == {"with_actor": call % 2 == 0}
+    warm_up = [False, True] * 3
+    if fails:  # the other kind is not even tried, and a call in which the capture failed still is an update
+        assert events == [*warm_up, "capture", False, False, True, False, True, False, True]
+        assert streams[-1] is default
+        assert capsys.readouterr().out.count("CUDA graphs are off, because the capture failed: no capture today") == 1
+    else:
+        captures = ["capture", False, "replay", "capture", True, "replay"]
+        assert events == [*warm_up, *captures, *["replay"] * 4]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
