@@ -644,5 +644,5 @@ def test_slurm_runs_and_resumes_array_tasks(project, slurm):
 
     job = submit(*arguments, *TINY)
     wait_for(lambda: {show(f"{job}_{index}")["JobState"] for index in range(2)} == {"COMPLETED"}, project)
-    assert "2 runs: 2 done" in project.sweep(*arguments[:-1], "--status")
+    assert "2 runs: 2 done" in project.sweep(*arguments[:-1], "--status", "--", *TINY)
     assert [len(project.attempts(name)) for name in names] == [3, 3]
