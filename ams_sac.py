@@ -617,7 +617,7 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
         directions = sample_directions(args.sampling, *size, device=centers.device)  # v_k, [B, K, d]
         radius = args.epsilon * agent.actor.action_scale
         next_actions = neighborhood_actions(centers, directions, radius, agent.action_low, agent.action_high)
-    next_q = torch.min(
+    next_q = torch.min(  # [B, K]; [B] with --no-ntd
         agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
     )
     next_q_value = (next_q.mean(dim=1) if args.ntd else next_q) - agent.log_alpha.exp() * next_log_pi
@@ -949,7 +949,8 @@ class Run:
         self.wall_seconds, self.log_sizes, self.wandb_id = 0.0, {}, f"{self.dir.name}-{int(time.time())}"
         self.evaluations, self.episodes = [], []  # rows of evaluations.csv; [step, return] of the training episodes
         if self.args.overwrite:  # only now that nothing can be wrong any more
-            for pattern in ("*.pt", "*.json", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new"):
+            # The result first, the arguments last: killed at any moment, this leaves the folder of an unfinished run.
+            for pattern in ("result.json", "*.pt", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new", "args.json"):
                 for path in self.dir.glob(pattern):
                     path.unlink()
         checkpoint = self.load_checkpoint() if self.args.resume else None
@@ -984,7 +985,8 @@ class Run:
         self.started, self.logged_time = time.time() - self.wall_seconds, time.time()
         metrics = checkpoint["metrics"] if checkpoint else {}
         self.metrics: dict[str, Tensor] = {tag: torch.tensor(value, device=device) for tag, value in metrics.items()}
-        self.training_return = self.evaluation_return = math.nan
+        last = [row[5] for row in self.evaluations if row[0] == self.evaluations[-1][0]]
+        self.training_return, self.evaluation_return = math.nan, float(np.mean(last)) if last else math.nan
         hidden = not sys.stderr.isatty()
         self.bar = tqdm(total=self.args.total_timesteps, initial=self.first_step, unit="step", disable=hidden)
         log(f"{ALGORITHM} on {self.args.env_id}, seed {self.args.seed}, from step {self.first_step:,}: {self.dir}")

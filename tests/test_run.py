@@ -937,6 +937,31 @@ def test_overwrite_starts_again(stopped, tmp_path):
     assert not [*run_dir.glob("checkpoint*")] and (run_dir / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_killed_at_any_moment_leaves_the_directory_of_an_unfinished_run(tmp_path, monkeypatch):
+    module = importlib.import_module("td3")
+    names = "args.json result.json td3.pt checkpoint.pt events.out.tfevents.1 evaluations.csv".split()
+    unlink = Path.unlink
+    for moment in range(len(names)):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text('{"algorithm"')
+        calls = iter(range(moment))
+
+        def killed(path, calls=calls, **options):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            unlink(path, **options)
+
+        run = module.Run(module.Args(run_dir=str(folder), overwrite=True), [])
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", killed)
+            run.start(torch.device("cpu"))
+        run.lock.close()
+        assert len([*folder.iterdir()]) == len(names) + 1 - moment  # and the lock
+        assert (folder / "args.json").exists() and (folder / "result.json").exists() == (moment == 0)
+
+
 # ------------------------------------------------------------------------------------------------------- full disks
 
 
