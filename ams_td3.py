@@ -40,11 +40,8 @@ import importlib
 import json
 import logging
 import math
-import multiprocessing
 import os
-import platform
 import random
-import re
 import signal
 import sys
 import threading
@@ -463,7 +460,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         obs = next_obs.copy()
 
         # Log, evaluate, save
-        run.log_step(rewards, terminations | truncations, metrics)
+        run.log_step(infos, metrics)
         if run.evaluate(agent.policy, envs):
             obs = run.reset(envs)
         run.save()
@@ -471,17 +468,16 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 
 
 # =========================== the plumbing: from here on, the same text in all five scripts ===========================
-
 ALGORITHM = Args.exp_name  # the default names the script
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, CSV_HEADER = "checkpoint.pt", "step,frames,updates,wall_seconds,episode,return,length"
+SAVED = "global_step updates wall_seconds evaluations episodes wandb_id".split()  # of a Run, in the checkpoint
 TRAINING, EVALUATION, WARM_UP = range(3)  # independent streams of random numbers
-UNIT_INTERVAL = ["gamma", "tau", "gae_lambda"]
-MAY_BE_ZERO = (
-    """seed learning_starts exploration_noise policy_noise noise_clip epsilon alpha ent_coef vf_coef""".split()
-)
+MAY_BE_ZERO = "seed learning_starts exploration_noise policy_noise noise_clip epsilon alpha ent_coef vf_coef".split()
 # What a resumed run may change, because it does not change what is learned.
-MAY_CHANGE = """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint
+MAY_CHANGE = set(
+    """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint
 log_frequency eval_frequency evaluate capture_video track""".split()
+)
 
 
 def log(message: str) -> None:
@@ -501,43 +497,20 @@ def derive_seeds(*key: int, count: int) -> list[int]:
     return np.random.SeedSequence(key).generate_state(count).tolist()
 
 
-def find_task(env_id: str) -> str:
-    """The Gymnasium id of a task, registered in this process: dog-run is dm_control/dog-run-v0, h1-walk is h1-walk-v0,
-    any other is as it is."""
-    if env_id.startswith(("h1", "g1")):
-        # Two modules of HumanoidBench are replaced: its copy of dm_control's field table is frozen at mujoco 3.1.6, and
-        # flax_to_torch needs jax, for policies that no task here uses.
-        sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")
-        sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
-        sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)
-        try:
-            importlib.import_module("humanoid_bench")
-        except ImportError as error:
-            clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
-            raise ImportError(f"{error}; {clone}; pip install --no-deps -e humanoid-bench") from error
-        return {"h1-sit": "h1-sit_simple-v0"}.get(env_id, env_id.removesuffix("-v0") + "-v0")
-    if env_id not in gym.registry and ":" not in env_id:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # MuJoCo's remarks on dm_control's own models
-        importlib.import_module("shimmy")  # registers the tasks of dm_control
-    return f"dm_control/{env_id}-v0" if f"dm_control/{env_id}-v0" in gym.registry else env_id
-
-
 class Task(gym.Wrapper):
-    """What every environment passes through. Observations become flat float32 vectors, dictionaries in the order of
-    dm_control's observation_spec() or of the space. Actions are in [-1, 1]; action_scale and action_bias take them to
-    the task's bounds, in its dtype. What can't be learned from, such as NaN, raises ChildProcessError."""
+    """What every environment passes through: flat float32 observations, actions in [-1, 1], plain numbers. What can't
+    be learned from (NaN, another shape than the space's) raises ChildProcessError."""
 
-    def __init__(self, env: gym.Env, index: int):
+    def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.index, space = index, env.action_space
-        if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f" or len(space.shape) != 1:
-            raise ValueError(f"it has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
-        self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
+        space = env.action_space
+        vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
+        self.low, self.high = (space.low.astype(float), space.high.astype(float)) if vector else (0, np.inf)
         if not np.all(self.high - self.low < 1e9):  # dm_control's lqr has 2e10, and means that there is no bound
-            raise ValueError(f"it has the unbounded actions {space}; {ALGORITHM} needs bounded ones")
+            raise ValueError(f"it has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
         self.action_space, space = gym.spaces.Box(-1, 1, space.shape, np.float32), env.observation_space
-        order = getattr(env.unwrapped, "observation_spec", lambda: space)  # a Dict space is sorted, the spec is not
+        order = getattr(env.unwrapped, "observation_spec", lambda: space)  # a Dict space is sorted, dm_control's is not
         self.parts = {key: space[key] for key in order()} if isinstance(space, gym.spaces.Dict) else {None: space}
         obs_dim = sum(gym.spaces.utils.flatdim(part) for part in self.parts.values())
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
@@ -556,107 +529,102 @@ class Task(gym.Wrapper):
             raise ChildProcessError("the observation is not finite")
         return self.last_observation
 
-    @contextlib.contextmanager
-    def explain(self, call: str):
-        """Turns what goes wrong inside into one line; an error of the environment's own keeps its traceback."""
-        try:
-            yield
-        except Exception as error:
-            hint = "; in Gymnasium, step() returns 5 values and reset() 2" if "unpack" in str(error) else ""
-            if not hint and not isinstance(error, ChildProcessError):
-                traceback.print_exception(error)
-            message = f"environment {self.index}, {call}: {type(error).__name__}: {error}{hint}"
-            raise ChildProcessError(message) from error
-
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         if seed is not None:  # also the streams that an environment may draw from beside its own
             for set_seed in (random.seed, np.random.seed, torch.manual_seed, self.env.action_space.seed):
                 set_seed(seed)
-        with self.explain("reset()"):
-            observation, _ = self.env.reset(seed=seed, options=options)
-            return self.flatten(observation), {}
+        observation, _ = self.env.reset(seed=seed, options=options)
+        return self.flatten(observation), {}
 
     def step(self, action: np.ndarray):
         action = np.clip(self.action_scale * action + self.action_bias, self.low, self.high)
-        with self.explain("step()"):
-            try:
-                observation, *numbers, _ = self.env.step(action.astype(self.env.action_space.dtype))
-            except Exception as error:
-                if type(error).__name__ != "PhysicsError":  # dm_control's, of a simulation that diverged
-                    raise
-                log(f"environment {self.index}: {error}; the episode is cut short at its last observation")
-                return self.last_observation, 0.0, False, True, {}
-            reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
-            if not math.isfinite(reward):
-                raise ChildProcessError(f"the reward is {reward}")
-            return self.flatten(observation), float(reward), bool(terminated), bool(truncated), {}
-
-    def render(self):
-        if "humanoid_bench" in sys.modules:  # whose own call does not fit Gymnasium 1.4
-            return self.unwrapped.mujoco_renderer.render("rgb_array")
-        return self.env.render()
+        try:
+            observation, *numbers, _ = self.env.step(action.astype(self.env.action_space.dtype))
+        except Exception as error:
+            if type(error).__name__ != "PhysicsError":  # dm_control's, of a simulation that diverged
+                raise
+            log(f"{error}; the episode is cut short at its last valid observation")
+            return self.last_observation, 0.0, False, True, {}
+        reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
+        if not math.isfinite(reward):
+            raise ChildProcessError(f"the reward is {reward}")
+        return self.flatten(observation), float(reward), bool(terminated), bool(truncated), {}
 
 
-def make_env(env_id: str, index: int = 0, render_mode: str | None = None) -> Task:
-    """Makes the task, in a worker process or in this one."""
-    name = find_task(env_id)
-    # HumanoidBench makes an OpenGL context unless it is told None; other tasks need not know the word.
-    options = {"render_mode": render_mode} if render_mode or "humanoid_bench" in sys.modules else {}
-    if render_mode and name.startswith("dm_control/"):
-        options["render_kwargs"] = {"width": 640, "height": 480, "camera_id": 0}
-    return Task(gym.make(name, disable_env_checker=True, **options), index)
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """Makes a task by its Gymnasium id, or by dm_control's (dog-run) and HumanoidBench's (h1-walk) short forms."""
+    options, humanoid = {"render_mode": render_mode} if render_mode else {}, env_id.startswith(("h1", "g1"))
+    if humanoid:
+        if not find_spec("humanoid_bench"):
+            clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
+            raise ImportError(f"HumanoidBench is missing: {clone}; pip install --no-deps -e humanoid-bench")
+        # Replaced are its copy of a table of dm_control's, frozen at mujoco 3.1.6, and policies that need jax.
+        sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")
+        sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
+        sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)
+        importlib.import_module("humanoid_bench")
+        options["render_mode"] = render_mode  # or it makes an OpenGL context
+        env_id = "h1-sit_simple-v0" if env_id == "h1-sit" else env_id.removesuffix("-v0") + "-v0"
+    elif env_id not in gym.registry and ":" not in env_id:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # MuJoCo's remarks on dm_control's own models
+        importlib.import_module("shimmy")  # registers the tasks of dm_control
+        if f"dm_control/{env_id}-v0" in gym.registry:
+            env_id = f"dm_control/{env_id}-v0"
+            options |= {"render_kwargs": {"width": 640, "height": 480, "camera_id": 0}} if render_mode else {}
+    env = gym.make(env_id, disable_env_checker=True, **options)
+    if humanoid:  # its own call does not fit Gymnasium 1.4
+        env.unwrapped.render = lambda: env.unwrapped.mujoco_renderer.render("rgb_array")
+    return gym.wrappers.RecordEpisodeStatistics(Task(env))
 
 
-def simulate(index: int, env_fn, pipe, parent_pipe, shared_memory, error_queue, *settings) -> None:
+def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *settings) -> None:
     """What a worker process does: Gymnasium's own worker, but for signals, errors and priority."""
+
+    def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
+        other_api = "; in Gymnasium, step() returns 5 values and reset() 2" if "unpack" in str(error) else ""
+        if not other_api and not isinstance(error, (ChildProcessError, EOFError)):
+            traceback.print_exception(error)
+        message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
+        error_queue.put((index, ChildProcessError, f"environment {index}: {message}{other_api}", ""))
+
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # they are for the trainer, which ends its workers itself
     os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the process that made the first environment has shown them
     try:
-        env = env_fn()
+        env = make()
     except Exception as error:
+        report(error)
         parent_pipe.close()
         pipe.recv()
-        error_queue.put((index, ChildProcessError, f"environment {index}: {type(error).__name__}: {error}", ""))
         return pipe.send((None, False))
     with contextlib.suppress(ConnectionError):  # the trainer was killed
-        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, error_queue, *settings)
+        errors = SimpleNamespace(put=lambda received: report(received[2]))
+        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, errors, *settings)
 
 
 class WorkerEnvs(gym.vector.AsyncVectorEnv):
-    """Environments in worker processes; close() kills those that have not ended their step and themselves in 10 s."""
+    """Environments in worker processes; close() kills those that don't end by themselves in five seconds."""
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         for pipe in self.parent_pipes:
             with contextlib.suppress(OSError, AttributeError):  # of a worker that is gone already
                 pipe.send(("close", None))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 5
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
             process.kill()
-            process.join()
 
 
 def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
-    """Worker environments. One that ends is reset in the same step, so that every transition is a real one; its last
-    observation is in infos["final_obs"]. Observations are overwritten by the next step."""
-    try:
-        thunks = [partial(make_env, env_id, index) for index in range(num_envs)]
-        same_step = gym.vector.AutoresetMode.SAME_STEP
-        envs = WorkerEnvs(thunks, copy=False, autoreset_mode=same_step, worker=simulate)
-    except Exception as error:
-        for process in multiprocessing.active_children():
-            process.kill()
-        fail(f"--env-id {env_id} can't be made: {error}")
+    """Worker environments. One that ends is reset in the same step, and its last observation is in the infos."""
     gym.logger.min_level = 50  # an environment's error becomes one line
-    return envs
+    return WorkerEnvs([partial(make_env, env_id)] * num_envs, copy=False, autoreset_mode="SameStep", worker=simulate)
 
 
 def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
-    """Plays `policy`; returns `episodes` returns and lengths, or None if `stop` fills meanwhile. Episode i starts from
-    the i-th evaluation seed, and each environment plays whole episodes, so that short ones don't count more."""
+    """Plays `policy` from the evaluation seeds; returns `episodes` returns and lengths, None if `stop` fills before."""
     seeds = derive_seeds(seed, EVALUATION, count=episodes + envs.num_envs)
     returns, lengths = np.zeros(0), np.zeros(0, dtype=int)
     while len(returns) < episodes:
@@ -672,8 +640,7 @@ def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[n
             episode_lengths += running
             running &= ~(terminations | truncations)
             if running.any() and episode_lengths.max() % 10_000 == 0:
-                endless = f"an episode of the evaluation has not ended after {episode_lengths.max():,} steps"
-                log(f"{endless}; a task without a time limit is registered with max_episode_steps")
+                log(f"evaluation: no end in {episode_lengths.max():,} steps; register the task with max_episode_steps")
         returns, lengths = np.append(returns, episode_returns), np.append(lengths, episode_lengths)
     return returns[:episodes], lengths[:episodes]
 
@@ -694,9 +661,8 @@ def play(args: Args, device: torch.device) -> None:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], trained).to(device)
         agent.load_state_dict(saved["agent"])
         returns, lengths = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device)
-    for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
-        log(f"episode {episode}: return {episode_return:.2f}, {length} steps")
-    log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes")
+    episodes = ", ".join(f"{r:.2f} ({n} steps)" for r, n in zip(returns, lengths, strict=True))
+    log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes: {episodes}")
     if not args.capture_video:
         return
     try:
@@ -706,100 +672,85 @@ def play(args: Args, device: torch.device) -> None:
         evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device)
         env.close()
     except Exception as error:
-        opengl = re.search("EGL|OpenGL|OSMesa|GLFW|GLContext", repr(error), re.IGNORECASE)
+        opengl = any(word in repr(error).lower() for word in ("egl", "opengl", "osmesa", "glfw", "glcontext"))
         advice = "; rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)" if opengl else ""
         fail(f"no video: {type(error).__name__}: {error}{advice}", 1)
     log(f"video: {path.parent / name}-episode-0.mp4")
 
 
-def replace_file(path: Path, content) -> None:
-    """Writes `content` (with torch.save for .pt, as JSON for .json, which knows no NaN) beside `path`, flushes it to
-    disk, and only then renames it, so that `path` is whole at any moment."""
+def replace_file(path: Path, content) -> bool:
+    """Writes a new file beside `path`, flushes it to disk, and only then renames it, so that `path` is always whole.
+    Warns if that fails, as on a full disk; returns whether it has worked."""
     new = path.with_name(path.name + ".new")
     try:
         with open(new, "wb") as file:
             if path.suffix == ".pt":
                 torch.save(content, file)
-            else:
-                content = json.dumps(content, indent=2, allow_nan=False) if path.suffix == ".json" else content
-                file.write(content.encode())
+            else:  # JSON knows no NaN
+                text = json.dumps(content, indent=2, allow_nan=False) if path.suffix == ".json" else content
+                file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        raise OSError(f"{path}: {error}") from error
-    finally:
+        return True
+    except (OSError, RuntimeError) as error:
         new.unlink(missing_ok=True)
+        log(f"warning: {path} can't be written, the one before is kept: {error}")
+        return False
 
 
 def load_file(path: Path) -> dict:
     """What this script saved in `path`, on the CPU; ends the program if that is something else."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        algorithm = saved["algorithm"]
+        origin = f"written by {saved['algorithm']}.py"
     except Exception as error:  # what a damaged file raises is as varied as the damage
-        fail(f"{path} is missing, damaged or not of {ALGORITHM}.py ({type(error).__name__})")
-    if algorithm != ALGORITHM:
-        fail(f"{path} was written by {algorithm}.py; this is {ALGORITHM}.py")
+        origin = f"missing or damaged ({type(error).__name__})"
+    if origin != f"written by {ALGORITHM}.py":
+        fail(f"{path} is {origin}; this is {ALGORITHM}.py")
     return saved
 
 
 class Run:
     """A run directory: its lock, logs, evaluations and checkpoint, and the counters of training."""
 
-    SAVED = "global_step updates wall_seconds evaluations episodes wandb_id".split()
-
     def __init__(self, args: Args, device: torch.device, stop: list[int]):
-        """Ends the program if the directory holds something else than what --resume or --overwrite may touch."""
-        self.args, self.device, self.stop, self.lock = args, device, stop, None
+        self.args, self.device, self.stop = args, device, stop
         self.dir = Path(args.run_dir or f"runs/{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}")
         self.rng = np.random.default_rng(derive_seeds(args.seed, WARM_UP, count=1))
         self.global_step = self.updates = self.first_step = self.wall_seconds = 0
-        self.evaluations, self.episodes = [], []  # rows of evaluations.csv; [step, return] of the training episodes
+        self.evaluations, self.episodes = [CSV_HEADER], []  # lines; [step, return] of the training episodes
         self.metrics, self.training_return, self.wandb_id = {}, "-", f"{self.dir.name}-{int(time.time())}"
-        if not self.dir.exists():
-            return
-        self.take_lock()
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.dir / ".lock", "w")  # the lock ends with the process, however that ends
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            busy = isinstance(error, BlockingIOError) and "another process is training there"
+            fail(f"--run-dir {self.dir} can't be used: {busy or error}", os.EX_TEMPFAIL if busy else 2)
         if not (self.dir / "args.json").exists():
             if any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
-        elif args.resume:
-            self.check_resumed(json.loads((self.dir / "args.json").read_text()), asdict(args))
-        elif not args.overwrite:
+        elif not args.resume and not args.overwrite:
             fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
-
-    def take_lock(self) -> None:
-        """Makes the directory, and locks it until this process ends, however that happens."""
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self.lock = self.lock or open(self.dir / ".lock", "w")
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"another process is training in {self.dir}", os.EX_TEMPFAIL)
-        except OSError as error:
-            fail(f"--run-dir {self.dir} can't be written: {error}")
-
-    def check_resumed(self, was: dict, now: dict) -> None:
-        """Ends the program if the run has other arguments, or is complete."""
-        budget = {"total_timesteps"} if now.get("anneal_lr") else set()  # sets the step size
-        for name in ["algorithm", *(now.keys() - MAY_CHANGE | budget)]:
-            asked = now.get(name, ALGORITHM)
-            if was.get(name) != asked:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{self.dir} was trained with {flag} {was.get(name)}, not {asked}; choose another --run-dir")
-        if (self.dir / "result.json").exists():
-            step = json.loads((self.dir / "result.json").read_text())["global_step"]
-            if self.args.total_timesteps <= step:
-                log(f"{self.dir} is complete")
-                raise SystemExit(0)
-            if not (self.dir / CHECKPOINT).exists():
-                fail(f"{self.dir} is complete at step {step}; it could go on if --keep-checkpoint had been given")
+        elif args.resume:
+            was, now = json.loads((self.dir / "args.json").read_text()), {"algorithm": ALGORITHM, **asdict(args)}
+            budget = {"total_timesteps"} if now.get("anneal_lr") else set()  # sets the step size
+            changed = [name for name in now if name not in MAY_CHANGE - budget and was.get(name) != now[name]]
+            if changed:
+                given = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in changed)
+                fail(f"{self.dir} was trained with {given}; give the same arguments, or another --run-dir")
+            if (self.dir / "result.json").exists():
+                step = json.loads((self.dir / "result.json").read_text())["global_step"]
+                if args.total_timesteps <= step:
+                    log(f"{self.dir} is complete")
+                    raise SystemExit(0)
+                if not (self.dir / CHECKPOINT).exists():
+                    fail(f"{self.dir} is complete at step {step}; it could go on if --keep-checkpoint had been given")
 
     def restore(self, **parts) -> None:
-        """Loads counters, random states and `parts` from the checkpoint, if there is one, and opens the logs, without
-        what came after it."""
+        """Loads counters, random states and `parts` from the checkpoint, if any, and opens the logs as of then."""
         self.parts, path, args = parts, self.dir / CHECKPOINT, asdict(self.args)
-        self.take_lock()
         # Only now that nothing can be wrong; killed at any moment, this leaves the folder of an unfinished run.
         for pattern in ("result.json", "*.pt", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new", "args.json"):
             for old in self.dir.glob(pattern) if self.args.overwrite else ():
@@ -807,8 +758,7 @@ class Run:
         resumed = path.exists()
         if resumed:
             checkpoint = load_file(path)
-            for name in self.SAVED:
-                setattr(self, name, checkpoint[name])
+            self.__dict__ |= {name: checkpoint[name] for name in SAVED}
             for name, part in parts.items():
                 if isinstance(part, torch.optim.Optimizer):  # its settings follow from this run's device
                     checkpoint[name]["param_groups"] = part.state_dict()["param_groups"]
@@ -817,57 +767,35 @@ class Run:
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
             self.rng.bit_generator.state = checkpoint["numpy_rng"]
             (self.dir / "result.json").unlink(missing_ok=True)  # of a run that is made longer
-        replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args})
-        self.write_evaluations()
+        replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args}) or fail("there is no room for a run", 1)
+        replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
         if self.args.track:
-            import wandb
-
-            wandb.init(name=self.dir.name, id=self.wandb_id, resume="allow", config=args, sync_tensorboard=True)
-        # TensorBoard's thread dies of a full disk; write_scalars() warns of it.
-        threading.excepthook = lambda died: None if died.exc_type is OSError else threading.__excepthook__(died)
+            settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
+            importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
+        threading.excepthook = lambda died: None  # TensorBoard's thread dies of a full disk: write_scalars() warns
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
-        if not resumed:
-            rows = "\n".join(f"|{name}|{value}|" for name, value in args.items())
-            self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        self.first_step = self.logged_step = self.global_step
-        self.started, self.logged_time = time.time() - self.wall_seconds, time.time()
-        self.over = self.global_step >= self.args.total_timesteps
-        where = f"{self.device}, {torch.get_num_threads()} learner threads, {self.args.num_envs} simulation workers"
-        log(f"{self.dir}: {ALGORITHM} on {self.args.env_id}, from step {self.first_step:,}; {where}")
+        table = ["|param|value|", "|-|-|", *(f"|{name}|{value}|" for name, value in args.items())]
+        self.writer.add_text("hyperparameters", "\n".join(table), self.global_step)
+        self.first_step, self.logged_step, self.logged_time = self.global_step, self.global_step, time.time()
+        self.started, self.over = time.time() - self.wall_seconds, self.global_step >= self.args.total_timesteps
+        log(f"{self.dir}: from step {self.global_step:,}, on {self.device}, {torch.get_num_threads()} learner threads")
 
     def reset(self, envs: WorkerEnvs) -> np.ndarray:
-        """Begins new episodes, from seeds of this step's own; returns their observations [num_envs, obs_dim]. So a run
-        goes on after an interruption (simulators are not saved) and after an evaluation (which they play)."""
-        self.episode_returns, self.episode_lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
-        seeds = derive_seeds(self.args.seed, TRAINING, self.global_step, count=envs.num_envs)
-        return envs.reset(seed=seeds)[0].copy()
+        """Begins new episodes, from this step's own seeds: simulators are not saved, and play the evaluations too."""
+        return envs.reset(seed=derive_seeds(self.args.seed, TRAINING, self.global_step, count=envs.num_envs))[0].copy()
 
     def write_scalars(self, scalars: dict[str, float]) -> None:
-        """Logs to TensorBoard at the current step; a full disk loses them, with a warning, and not the run."""
+        """Logs to TensorBoard at the current step; a full disk ends this log, with a warning, and not the run."""
         try:
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, self.global_step)
+            self.writer.flush()  # a kill costs nothing that a checkpoint relies on
         except OSError as error:
             log(f"warning: step {self.global_step:,} is not in TensorBoard's log: {error}")
-            with contextlib.suppress(OSError):
-                self.writer = SummaryWriter(self.dir)  # the old one does not recover
-
-    def write_file(self, name: str, content) -> None:
-        """Replaces a file of the run; a full disk leaves the one before, with a warning, and training goes on."""
-        try:
-            replace_file(self.dir / name, content)
-        except OSError as error:
-            log(f"warning: step {self.global_step:,}: no new {name}, the one before is kept: {error}")
-
-    def write_evaluations(self) -> None:
-        header = "step,frames,updates,wall_seconds,episode,return,length"
-        rows = (",".join(map(str, row)) for row in self.evaluations)
-        self.write_file("evaluations.csv", "\n".join([header, *rows]) + "\n")
 
     def read_metrics(self) -> dict[str, float]:
         """Waits for the learner and reads what it returned last; ends the run if that is not finite."""
-        values = torch.stack(list(self.metrics.values())).tolist() if self.metrics else []
-        values = dict(zip(self.metrics, values, strict=True))
+        values = dict(zip(self.metrics, torch.tensor([*self.metrics.values()]).tolist(), strict=True))
         broken = [tag for tag, value in values.items() if not math.isfinite(value)]
         if broken:
             fail(f"step {self.global_step}: {', '.join(broken)} not finite; the checkpoint is left as it was", 1)
@@ -877,156 +805,124 @@ class Run:
         """Every --eval-frequency steps and at the end, plays the policy; returns whether the environments did so."""
         step, args = self.global_step, self.args
         due = step % args.eval_frequency == 0 or step >= args.total_timesteps
-        if not due or (self.evaluations and self.evaluations[-1][0] == step):
+        if not due or self.evaluations[-1].startswith(f"{step},"):
             return False
-        self.read_metrics()
         result = evaluate(policy, envs, args.seed, args.eval_episodes, self.device, self.stop)
         if result:  # else a signal came, and the resumed run evaluates at this step
-            row = [step, step * args.num_envs, self.updates, round(time.time() - self.started, 3)]
-            self.evaluations += [[*row, i, float(r), int(n)] for i, (r, n) in enumerate(zip(*result, strict=True))]
-            self.write_evaluations()
+            counters = f"{step},{step * args.num_envs},{self.updates},{time.time() - self.started:.3f}"
+            self.evaluations += [f"{counters},{i},{r},{n}" for i, (r, n) in enumerate(zip(*result, strict=True))]
+            replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
             mean, std = result[0].mean(), result[0].std()
             self.write_scalars({"eval/episodic_return": mean, "eval/episodic_return_std": std})
             log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
-    def log_step(self, rewards: np.ndarray, dones: np.ndarray, metrics: dict[str, torch.Tensor]) -> None:
+    def log_step(self, infos: dict, metrics: dict[str, torch.Tensor]) -> None:
         """Logs the episodes that ended in this step and, every --log-frequency steps, metrics and counters."""
         step, args = self.global_step, self.args
         self.metrics |= metrics
-        self.episode_returns += rewards
-        self.episode_lengths += 1
-        if dones.any():
-            returns, lengths = self.episode_returns[dones], self.episode_lengths[dones]
+        if "final_info" in infos:
+            returns, lengths = (infos["final_info"]["episode"][key][infos["_final_info"]] for key in "rl")
             self.episodes += [[step, episode_return] for episode_return in returns.tolist()]
             self.training_return = f"{returns.mean():.1f}"
             self.write_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
-            self.episode_returns[dones] = self.episode_lengths[dones] = 0
         if step % args.log_frequency == 0 or step >= args.total_timesteps:
             sps = (step - self.logged_step) / (time.time() - self.logged_time)
             self.logged_step, self.logged_time = step, time.time()
             charts = {"charts/SPS": sps, "charts/frames": step * args.num_envs, "charts/updates": self.updates}
             self.write_scalars(self.read_metrics() | charts)
             self.metrics = {}  # what no update has renewed by the next time is not logged again
-            hours = (args.total_timesteps - step) / sps / 3600
-            log(f"step {step:,}: return {self.training_return}, SPS {sps:.0f}, {hours:.1f} h left")
+            left = f"{(args.total_timesteps - step) / sps / 3600:.1f} h left"
+            log(f"step {step:,}: return {self.training_return}, SPS {sps:.0f}, {left}")
 
     def save(self, now: bool = False) -> None:
-        """Writes all that --resume needs: `now`, at a signal, every --checkpoint-frequency steps and, if it is to be
-        kept, at the end. The run is over at the end, and at a signal."""
-        step, args = self.global_step, self.args
-        finished, stopped = step >= args.total_timesteps, bool(self.stop)
+        """Writes all that --resume needs at a signal, every --checkpoint-frequency steps, or `now`. Sets `over`."""
+        args, finished, stopped = self.args, self.global_step >= self.args.total_timesteps, bool(self.stop)
         self.over = finished or stopped
-        if now or stopped or (args.keep_checkpoint if finished else step % args.checkpoint_frequency == 0):
+        if now or stopped or (args.keep_checkpoint if finished else self.global_step % args.checkpoint_frequency == 0):
             self.read_metrics()
             self.wall_seconds = time.time() - self.started
             content = {"algorithm": ALGORITHM, "args": asdict(args), "numpy_rng": self.rng.bit_generator.state}
             content |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-            content |= {name: getattr(self, name) for name in self.SAVED}
+            content |= {name: getattr(self, name) for name in SAVED}
             content |= {name: part.state_dict() for name, part in self.parts.items()}
-            with contextlib.suppress(OSError):
-                self.writer.flush()
-            self.write_file(CHECKPOINT, content)
+            replace_file(self.dir / CHECKPOINT, content)
 
     def finish(self, agent: torch.nn.Module) -> int:
         """Writes the networks and the result, or says what stopped the run; returns the exit status."""
-        with contextlib.suppress(OSError):
-            self.writer.close()
         args, step, seconds = self.args, self.global_step, time.time() - self.started
         if step < args.total_timesteps:
             log(f"stopped by {signal.Signals(self.stop[0]).name} at step {step:,}; --resume goes on")
             return 128 + self.stop[0]
-        returns = np.array([row[5] for row in self.evaluations if row[0] == step])
+        returns = np.array([float(row.split(",")[5]) for row in self.evaluations if row.startswith(f"{step},")])
         tail = [episode_return for at, episode_return in self.episodes if at > 0.9 * step]
-        packages = [
-            name for name in ("torch", "numpy", "gymnasium", "shimmy", "dm_control", "mujoco") if find_spec(name)
-        ]
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
+        packages = filter(find_spec, ["torch", "numpy", "gymnasium", "shimmy", "dm_control", "mujoco"])
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
         saved = {"algorithm": ALGORITHM, "args": asdict(args), "global_step": step}
-        result = saved | {
-            "exp_name": args.exp_name,
-            "env_id": args.env_id,
-            "seed": args.seed,
-            "frames": step * args.num_envs,
-            "updates": self.updates,
-            "final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()},
-            "training_return_last_10_percent": float(np.mean(tail)) if tail else None,
-            "wall_seconds": seconds,
-            "sps": step / seconds,
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-            "device": name,
-            "threads": torch.get_num_threads(),
-        }
-        replace_file(self.dir / f"{args.exp_name}.pt", saved | {"agent": agent.state_dict()})
-        replace_file(self.dir / "result.json", result)
+        result = saved | {name: getattr(args, name) for name in ("exp_name", "env_id", "seed")}
+        result |= {"frames": step * args.num_envs, "updates": self.updates, "device": device}
+        result |= {"wall_seconds": seconds, "sps": step / seconds, "threads": torch.get_num_threads()}
+        result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
+        result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
+        result |= {"versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]}}
+        networks = saved | {"agent": agent.state_dict()}
+        written = replace_file(self.dir / f"{args.exp_name}.pt", networks) and replace_file(
+            self.dir / "result.json", result
+        )
+        written or fail("the result can't be written; --resume ends the run again from its checkpoint", 1)
         if not args.keep_checkpoint:
             (self.dir / CHECKPOINT).unlink(missing_ok=True)
         log(f"complete: {self.dir}, evaluation {returns.mean():.1f} +/- {returns.std():.1f}")
         return 0
 
 
-def check_args(args: Args) -> None:
-    """Ends the program, with one line, at the first argument that can't be right."""
+def main() -> int:
+    """Reads the command line, and trains or plays; returns the exit status."""
+    args = tyro.cli(Args, description=__doc__)
     for name, value in vars(args).items():
-        flag = "--" + name.replace("_", "-")
-        if name in UNIT_INTERVAL and not 0 <= value <= 1:
-            fail(f"{flag} must be between 0 and 1, not {value}")
-        if type(value) in (int, float) and not (
-            0 <= value < math.inf and (value or name in UNIT_INTERVAL + MAY_BE_ZERO)
-        ):
-            fail(f"{flag} must be {'zero or more' if name in MAY_BE_ZERO else 'positive'}, not {value}")
+        unit = name in ("gamma", "tau", "gae_lambda")
+        zero = unit or name in MAY_BE_ZERO
+        if type(value) in (int, float) and not (0 <= value < 2**63 and (zero or value) and (value <= 1 or not unit)):
+            wanted = "between 0 and 1" if unit else "zero or more" if zero else "positive"
+            fail(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
     rules = [
-        (args.seed >= 2**63, f"--seed must be less than 2**63, not {args.seed}"),
+        *conflicts(args),
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
         (args.track and not find_spec("wandb"), "--track needs Weights & Biases: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
-    for wrong, message in [*rules, *conflicts(args)]:
-        if wrong:
-            fail(message)
-
-
-def main() -> int:
-    """Reads the command line, and trains or plays; returns the exit status."""
-    args = tyro.cli(Args, description=__doc__)
-    check_args(args)
+    for message in (message for wrong, message in rules if wrong):
+        fail(message)
     # Before MuJoCo is imported: EGL renders offscreen (on Linux), and without a video there is no OpenGL at all.
     if sys.platform == "linux" or not args.capture_video:
         os.environ.setdefault("MUJOCO_GL", "egl" if args.capture_video else "disable")
     if "OMP_NUM_THREADS" not in os.environ:  # leave the workers' cores to them; small matrices gain nothing beyond 4
         torch.set_num_threads(max(1, min(4, torch.get_num_threads() - args.num_envs)))
-    if args.torch_deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # which would write the whole replay buffer
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms need
+    torch.use_deterministic_algorithms(args.torch_deterministic)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.evaluate is not None:
         return play(args, device)
     try:
-        name = find_task(args.env_id)
-    except ImportError as error:
-        fail(f"--env-id {args.env_id}: {error}")
-    args.env_id = (
-        name.removeprefix("dm_control/").removesuffix("-v0") if name.startswith("dm_control/") else args.env_id
-    )
+        make_env(args.env_id).close()
+    except Exception as error:
+        fail(f"--env-id {args.env_id} can't be made: {error}")
     stop: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
     run = Run(args, device, stop)
-    # The workers are forked before anything here starts threads or computes on a GPU.
-    with contextlib.closing(make_envs(args.env_id, args.num_envs)) as envs:
-        try:
+    try:
+        # The workers are forked before anything here starts threads or computes on a GPU.
+        with contextlib.closing(make_envs(args.env_id, args.num_envs)) as envs:
             return train(args, run, envs)
-        except (OSError, EOFError) as error:
-            if not isinstance(error, ChildProcessError):  # which an environment raises
-                error = f"a simulation worker died, or a file can't be written ({error!r})"
-            advice = ""
-            if run.global_step > run.first_step:
-                run.save(now=True)
-                advice = "; --resume goes on from the checkpoint"
-            fail(f"step {run.global_step}: {error}{advice}", 1)
+    except (OSError, EOFError) as error:  # ChildProcessError is an environment's
+        reason = "a simulation worker died" if isinstance(error, (EOFError, ConnectionError)) else str(error)
+    if run.global_step > run.first_step:
+        run.save(now=True)
+        reason += "; --resume goes on from the checkpoint"
+    fail(f"step {run.global_step}: {reason}", 1)
 
 
 if __name__ == "__main__":
