@@ -26,9 +26,10 @@ the policy's mean (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q). `diff s
 One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 Actions are in units of half the task's action range, from -1 to 1, in networks, replay buffer and method alike.
 Deviation from the paper's text: the signs of the QR decomposition are fixed so that the frames are Haar distributed
-(Mezzadri, arXiv math-ph/0609050). Deviations from CleanRL: critics, density and entropy target -d are in those units (in
-raw ones, the entropy coefficient diverges on narrow bounds); the density is exact (no constant inside its logarithm);
-every finished episode is logged; the update runs while the environments simulate (so it draws from what came before).
+(Mezzadri, arXiv math-ph/0609050). Deviations from CleanRL: critics, density and entropy target -d are in those units
+(in raw ones, the entropy coefficient diverges on narrow bounds); the density is exact (no constant inside its
+logarithm); every finished episode is logged; the update runs while the environments simulate (so it draws from what
+came before).
 """
 
 import contextlib
