@@ -582,7 +582,7 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
 
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
         other_api = "; in Gymnasium, step() returns 5 values and reset() 2" if "unpack" in str(error) else ""
-        if not other_api and not isinstance(error, (ChildProcessError, EOFError)):
+        if not other_api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
         message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
         error_queue.put((index, ChildProcessError, f"environment {index}: {message}{other_api}", ""))
