@@ -27,9 +27,8 @@ One step is one vector step: all environments advance once, and one gradient upd
 Actions are in units of half the task's action range, from -1 to 1, in networks, replay buffer and method alike.
 Deviation from the paper's text: the signs of the QR decomposition are fixed so that the frames are Haar distributed
 (Mezzadri, arXiv math-ph/0609050). Deviations from CleanRL: critics, density and entropy target -d are in those units
-(in raw ones, the entropy coefficient diverges on narrow bounds); the density is exact (no constant inside its
-logarithm); every finished episode is logged; the update runs while the environments simulate (so it draws from what
-came before).
+(in raw ones, the entropy coefficient diverges on narrow bounds); the density is exact (nothing is added in its
+logarithm); every finished episode is logged; the update, made while the environments simulate, draws what came before.
 """
 
 import contextlib
@@ -344,18 +343,19 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), and
-    how far, over its standard deviation, does NTD move the target from the point target y_td of eq. 4, and how noisy
-    does the draw of the directions leave it (L4; eq. 6-8)?"""
+    how far does NTD move the target from the point target of eq. 4, and how noisy does the draw of the directions leave
+    it, both over its standard deviation (L4, eq. 6-8)?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
     stages = {"diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean()}
     stages["diagnostics/action_gradient"] = gradient.norm(dim=1).mean()
     if args.ntd:
         size = len(actions), args.num_neighbors, actions.shape[1]
-        first, second = (
-            td_target(agent, batch, args, sample_directions(args.sampling, *size, actions.device)) for _ in range(2)
-        )
-        point = td_target(agent, batch, args, torch.zeros(size, device=actions.device)[:, :1])
+        draws, targets = [sample_directions(args.sampling, *size, actions.device) for _ in range(2)], []
+        for directions in [*draws, torch.zeros_like(draws[0][:, :1])]:  # the last gives the point target
+            with torch.random.fork_rng():  # the same sampled action in SAC's entropy each time
+                targets.append(td_target(agent, batch, args, directions))
+        first, second, point = targets
         spread = point.std(correction=0).clamp_min(1e-12)
         stages["diagnostics/target_shift"] = (first - point).square().mean().sqrt() / spread
         stages["diagnostics/target_noise"] = (first - second).square().mean().sqrt() / math.sqrt(2) / spread
