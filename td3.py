@@ -359,19 +359,16 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         else:
             actions = run.rng.uniform(-1, 1, (args.num_envs, action_dim)).astype(np.float32)
         envs.step_async(actions)
-        run.global_step += 1
 
         # Update, while the environments simulate (not again, if the run was saved when a worker died in this step)
         metrics = {}
-        while learning and run.updates < (run.global_step - args.learning_starts) * args.updates_per_step:
+        while learning and run.updates < (run.global_step + 1 - args.learning_starts) * args.updates_per_step:
             run.updates += 1
             metrics |= updates[run.updates % args.policy_frequency == 0](rb.sample(args.batch_size))
-        if learning and run.global_step % args.log_frequency == 0:
-            with torch.random.fork_rng():  # a reading changes no random number of training
-                metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size))
 
         # Step and store; an environment that ended is reset already, and its last observation is in the infos
         next_obs, rewards, terminations, truncations, infos = envs.step_wait()
+        run.global_step += 1
         real_next_obs = next_obs.copy()
         for i in np.flatnonzero(terminations | truncations):
             real_next_obs[i] = infos["final_obs"][i]
@@ -379,6 +376,9 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         obs = next_obs.copy()
 
         # Log, evaluate, save
+        if learning and run.global_step % args.log_frequency == 0:
+            with torch.random.fork_rng():  # a reading changes no random number of training
+                metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size))
         run.log_step(infos, metrics)
         if run.evaluate(agent.policy, envs):
             obs = run.reset(envs)
