@@ -1,340 +1,139 @@
 #!/usr/bin/env bash
-# Defaults for Slurm, where each array task trains one run (README, "On a Slurm cluster"). sbatch's own arguments win:
-# --gres=none goes without a GPU. USR1 comes before the time limit: then the task saves, and queues itself again.
-#SBATCH --job-name=ams
-#SBATCH --gres=gpu:1
-#SBATCH --cpus-per-task=9
-#SBATCH --mem=16G
-#SBATCH --time=08:00:00
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --signal=B:USR1@180
-usage="Every run of the paper. What is finished is skipped, what was interrupted goes on: run the same command again.
-
-    bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]
-    sbatch --array=0-299%32 run_all.sh table2        one run a task, 32 at once; --list table2 | wc -l gives the size
-
-Suites (default: table2 table3)
-    table2            5 algorithms x 12 tasks x 5 seeds; also Figures 3 and 4
-    table3            quadruped-run with and without NTD and LN-Q, epsilon, K; also Figure 5
-    sampling          quadruped-run and dog-run with orthogonal, antithetic and Gaussian directions
-    smoke             every script for some seconds
-Options (lists are separated by commas)
-    --tasks LIST, --algorithms LIST, --seeds LIST      only these
-    --list            print the commands, to be pasted in the project's folder, instead of running them
-    --status          print what is done, running, failed, unfinished and missing
-    --jobs N          runs at once (default: one for 9 cores, at most 4 on a GPU)
-    --gpus LIST       GPUs to use in turn (default: CUDA_VISIBLE_DEVICES, or all)
-Environment
-    PYTHON            the interpreter (default: python)
-    OMP_NUM_THREADS   threads of a run's learner (default: 1)"
-
-# In syntax that any shell can read: macOS's bash is 3.2, and dash has no BASH_VERSION.
-case "${BASH_VERSION:-none}" in
-none | [0-3].* | 4.[0-3].*)
-  echo "run_all.sh: error: needs bash 4.4 or newer, this is ${BASH_VERSION:-another shell}; macOS: brew install bash" >&2
-  exit 2
-  ;;
-esac
+# For Slurm, where an array task trains one run; sbatch's own arguments win. USR1 comes three minutes before the end.
+#SBATCH --job-name=ams --requeue --open-mode=append --signal=B:USR1@180
+#SBATCH --gres=gpu:1 --cpus-per-task=9 --mem=16G --time=08:00:00
+# shellcheck disable=SC2016,SC2064,SC2317 # xargs calls train; the text of a trap expands where it is set
+usage="bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]; the same command goes on where it was
+Suites: table2 table3 (the default), sampling, controls (is it NTD, the LayerNorm or the missing noise?), smoke
+  --tasks, --algorithms, --seeds LIST    only these, separated by commas; an algorithm is a script's name
+  --list, --status    print the commands, to be pasted in the project's folder; print how far the runs are
+  --jobs N            runs at once (default: one for 9 cores, at most 4 on a GPU)
+  --gpus LIST         GPUs to use in turn (default: CUDA_VISIBLE_DEVICES, or all)
+Environment: PYTHON, the interpreter (default: python); OMP_NUM_THREADS, threads of a run's learner (default: 1)"
+die() { echo "run_all.sh: error: $1" >&2 && exit 2; } # up to the next line in syntax that bash 3.2 and dash read too
+case ${BASH_VERSION:-0.} in [0-3].* | 4.[0-3].*) die "needs bash 4.4 or newer; macOS: brew install bash" ;; esac
 set -u
-
-die() {
-  echo "run_all.sh: error: $1" >&2
-  exit 2
-}
-
-# ------------------------------------------------------------------------------------------------------- arguments
-
-suites="" known_suites="table2 table3 sampling smoke" mode=run jobs="" gpus=""
-declare -A filter=([tasks]="" [algorithms]="" [seeds]="") known=([tasks]="" [algorithms]="" [seeds]="")
+suites="" mode=run jobs="" gpus="" tasks="" algorithms="" seeds=""
 while (($#)) && [[ $1 != -- ]]; do
   [[ $1 == --?*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
   case $1 in
-  --tasks | --algorithms | --seeds | --jobs | --gpus)
-    [[ ${2:-} == [!-]* ]] || die "$1 needs a value"
-    case $1 in
-    --jobs) jobs=$2 ;;
-    --gpus) gpus=${2//,/ } ;;
-    *) filter[${1#--}]+=" ${2//,/ }" ;;
-    esac
-    shift
-    ;;
+  table2 | table3 | sampling | controls | smoke) suites+=" $1" ;;
   --list | --status) mode=${1#--} ;;
   -h | --help) exec echo "$usage" ;;
-  -*) die "$1 is unknown; known: --tasks --algorithms --seeds --list --status --jobs --gpus --help" ;;
-  *)
-    [[ " $known_suites " == *" $1 "* ]] || die "the suite $1 is unknown; known: $known_suites"
-    suites+=" $1"
-    ;;
+  --tasks | --algorithms | --seeds | --jobs | --gpus)
+    [[ ${2:-} == [!-]* ]] || die "$1 needs a value"
+    printf -v "${1#--}" %s "${2//,/ }" && shift ;;
+  *) die "$1 is unknown; known: table2 table3 sampling controls smoke, and the options that --help lists" ;;
   esac
   shift
 done
-[[ -z $jobs || $jobs =~ ^[1-9][0-9]{0,3}$ ]] || die "--jobs needs a positive number, not $jobs"
-extra=("${@:2}") # behind --
-for word in "${extra[@]}"; do
-  word=${word%%=*} word=${word//_/-}
-  case $word in
-  --env-id | --exp-name | --seed | --run-dir | --resume | --no-resume | --overwrite | --no-overwrite | --evaluate)
-    die "$word can't be given behind --, because run_all.sh chooses the run and its directory"
-    ;;
+[[ $jobs =~ ^([1-9][0-9]{0,3})?$ ]] || die "--jobs needs a positive number, not $jobs"
+suites=${suites:- table2 table3} extra=("${@:2}") python=${PYTHON:-python} index=${SLURM_ARRAY_TASK_ID:-}
+[[ " ${extra[*]//_/-} " =~ \ --(env-id|exp-name|seed|run-dir|(no-)?(resume|overwrite)|evaluate)[\ =] ]] &&
+  die "--${BASH_REMATCH[1]} can't be given behind --, because run_all.sh chooses the run and its directory"
+project=$(dirname "$0") && [[ -f $project/td3.py ]] || project=${SLURM_SUBMIT_DIR:-$project} # Slurm runs a copy of this
+{ CDPATH="" cd -- "$project" && [[ -f td3.py ]]; } || die "no td3.py beside run_all.sh, nor where sbatch was called"
+declare -A budget=([dog-run]=1000000 [humanoid-run]=1000000 [walker-walk]=1100) # steps; the other tasks: 500,000
+runs=() known="" # a run is "NAME STEPS COMMAND"
+# Adds each run that the filters leave in, once. --resume starts it, goes on with it, or leaves it alone if complete.
+add() { # SEEDS TASKS VARIANT[:FLAG ...] ...
+  for seed in $1; do for task in $2; do for variant in "${@:3}"; do
+    IFS=:= read -ra words <<<"${variant//:/:--}"
+    [[ ${words[0]} =~ ^(ams_)?[a-z]+3? ]] && script=${BASH_REMATCH[0]} name=${task}__${words[0]}__$seed
+    known+=" $task $script $seed "
+    [[ " ${tasks:-$task} " == *" $task "* && " ${algorithms:-$script} " == *" $script "* &&
+      " ${seeds:-$seed} " == *" $seed "* && " ${runs[*]}" != *" $name "* ]] || continue
+    printf -v command "%q " "$python" "$script.py" --env-id "$task" --exp-name "${words[0]}" --seed "$seed" \
+      --total-timesteps "${budget[$task]:-500000}" "${words[@]:1}" --resume "${extra[@]}"
+    [[ $command =~ .*\ --total[-_]timesteps[\ =]([0-9_]+) ]] # the last one wins
+    runs+=("$name ${BASH_REMATCH[1]} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ${command% }")
+  done; done; done
+}
+few="0 42 123" parts=({td3,sac} ams_{td3,sac}{,_no_ntd:no-ntd,_no_layer_norm:no-layer-norm})
+for suite in $suites; do # seed by seed, so that there is a whole table early
+  case $suite in
+  table2) add "0 10 42 77 123" "cheetah-run humanoid-run quadruped-walk quadruped-run dog-stand dog-walk dog-trot \
+    dog-run h1-sit h1-slide h1-walk h1-run" ppo {,ams_}{td3,sac} ;;
+  table3) add "$few" quadruped-run "${parts[@]}" ams_td3_eps0.{4:epsilon=0.4,6:epsilon=0.6,8:epsilon=0.8} \
+    ams_td3_k{4:num-neighbors=4,6:num-neighbors=6,10:num-neighbors=10} ;;
+  sampling) add "$few" "quadruped-run dog-run" ams_td3{,_antithetic:sampling=antithetic,_gaussian:sampling=gaussian} ;;
+  controls) add "$few" "dog-stand dog-run quadruped-run" "${parts[@]}" ams_{td3,sac}_point:num-neighbors=1:epsilon=0 ;;
+  smoke) add 0 walker-walk {ppo,{,ams_}{td3,sac}:learning-starts=1000:batch-size=64}:num-envs=2:eval-episodes=1 ;;
   esac
 done
-
-# Slurm runs a copy of this file from its spool folder; the project is then where sbatch was called.
-for project in "$(dirname "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-}" "$PWD"; do
-  [[ -f $project/ams_td3.py ]] && break
+for value in $tasks $algorithms $seeds; do
+  [[ $known == *" $value "* ]] || die "$value is in no run of$suites; --list shows what there is"
 done
-[[ -f $project/ams_td3.py ]] || die "ams_td3.py is not beside run_all.sh; with Slurm, call sbatch in the project's folder"
-CDPATH="" cd -- "$project" || exit
-python=${PYTHON:-python}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # or the learners of several runs take each other's cores
+((${#runs[@]})) || die "--tasks, --algorithms and --seeds leave no run of$suites"
+[[ $mode == list ]] && printf "%s\n" "${runs[@]#* * }" && exit
+"$python" -c "import tyro" 2>/dev/null || die "$python can't import tyro; activate the environment, or set PYTHON"
 
-# ---------------------------------------------------------------------------------------------------------- suites
+tell=' # How far the runs are, and why some failed. Exit status: 0 all are done, 75 the others are running, 1 otherwise.
+import collections, fcntl, json, pathlib, sys
+counts, total = collections.Counter(), collections.Counter()
+for name, steps, *_ in map(str.split, sys.argv[1:]):
+    result, log = pathlib.Path("runs", name, "result.json"), pathlib.Path("runs", name + ".log")
+    said = log.read_text().splitlines()[-2:] if log.exists() else [""]
+    state = "unfinished" if result.parent.exists() else "missing"
+    if result.exists():
+        trained = json.loads(result.read_text())["global_step"]
+        state = "done" if trained >= int(steps) else f"complete with only {trained} steps"
+    if said[-1].startswith("exit status") and not (result.exists() and result.stat().st_mtime > log.stat().st_mtime):
+        state = f"failed: {log}: {said[-1]}: {said[0]}"
+    try:
+        fcntl.lockf(open(result.parent / ".lock"), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        state = state if isinstance(error, FileNotFoundError) else "running"
+    counts[name.rsplit("__", 1)[0], state] += 1
+    total[state.split(":")[0]] += 1
+for (variant, state), count in sorted(counts.items(), key=lambda item: (item[0][1].startswith("failed"), item[0])):
+    print(f"{variant:40}{count:4} {state}")
+print(f"{len(sys.argv) - 1} runs:", ", ".join(f"{count} {state}" for state, count in sorted(total.items())))
+sys.exit(0 if set(total) == {"done"} else 75 if set(total) <= {"done", "running"} else 1)'
+[[ $mode == status ]] && { "$python" -c "$tell" "${runs[@]}"; exit 0; }
+check=' # What is behind -- must suit every script of the selection: the first run of each is tried.
+import importlib, shlex, sys, tyro
+for script, *words in {run.split()[4]: shlex.split(run)[4:] for run in sys.argv[1:]}.values():
+    Args = importlib.import_module(script[:-3]).Args
+    if unknown := tyro.cli(Args, prog=script, args=words, return_unknown_args=True)[1]:
+        sys.exit(f"run_all.sh: error: {script} does not know {unknown[0]}")'
+((${#extra[@]} == 0)) || "$python" -c "$check" "${runs[@]}" || exit 2
 
-names=() commands=() # of the runs; NAME is the directory in runs/, of the log and of the lock, and a command is a line
-declare -A budget=() # NAME: its steps
-
-# Adds a run, unless a filter leaves it out or another suite has it.
-add() { # SCRIPT EXP_NAME TASK SEED [ARGUMENT ...]
-  local name=${3}__${2}__$4 steps=500000 key value command
-  for key in "tasks $3" "algorithms $1" "seeds $4"; do
-    value=${key#* } key=${key% *}
-    [[ " ${known[$key]} " == *" $value "* ]] || known[$key]+=" $value"
-    [[ -z ${filter[$key]} || " ${filter[$key]} " == *" $value "* ]] || name=""
-  done
-  [[ -z $name || " ${names[*]} " == *" $name "* ]] && return
-  case $3 in
-  humanoid-run | dog-run) steps=1000000 ;;
-  walker-walk) steps=1100 ;; # smoke: an episode, 1000 steps, and a bit
-  esac
-  # --resume starts what has not started, goes on with what has, and leaves alone what is complete.
-  printf -v command "%q " "$python" "$1.py" --env-id "$3" --exp-name "$2" --seed "$4" --total-timesteps "$steps" \
-    "${@:5}" --resume "${extra[@]}"
-  [[ " $command" =~ .*\ --total[-_]timesteps[\ =]([0-9]+) ]] && steps=${BASH_REMATCH[1]} # the last one wins
-  names+=("$name") commands+=("${command% }") budget[$name]=$steps
+train() { # [GPU ...] RUN, in a shell of its own, in one of the slots of xargs
+  trap stopping=yes URG                    # which neither xargs nor the scripts notice
+  kill -0 "$SWEEP" 2>/dev/null || exit 255 # the sweep was killed; 255 makes xargs stop
+  read -r name steps command <<<"${!#}"
+  [[ -z $EXTRA ]] && grep -qs "\"global_step\": $steps," "runs/$name/result.json" && return
+  (($# == 1)) || export CUDA_VISIBLE_DEVICES="${*:SLOT % ($# - 1) + 1:1}"
+  printf "%(%F %T)T %s, GPU %s: %s\n" -1 "$HOSTNAME" "${CUDA_VISIBLE_DEVICES-all}" "$command" | tee -a "runs/$name.log"
+  eval "$command" >>"runs/$name.log" 2>&1
+  status=$? words=([0]="done" [75]=elsewhere [130]=stopped [143]=stopped)
+  echo "$name: ${words[status]:-failed}: $(tail -n 1 "runs/$name.log")"
+  [[ -n ${words[status]:-} ]] || echo "exit status $status" >>"runs/$name.log"
+  [[ -z $stopping ]] || exit 255
 }
-
-table2() { # seed by seed, so that there is a whole table early
-  local seed task algorithm
-  for seed in 0 10 42 77 123; do
-    for task in cheetah-run humanoid-run quadruped-walk quadruped-run dog-stand dog-walk dog-trot dog-run \
-      h1-sit h1-slide h1-walk h1-run; do
-      for algorithm in ppo sac td3 ams_td3 ams_sac; do add $algorithm $algorithm $task $seed; done
-    done
-  done
-}
-
-table3() {
-  local task=quadruped-run seed base epsilon k
-  for seed in 0 42 123; do
-    for base in td3 sac; do
-      add $base $base $task $seed
-      add ams_$base ams_$base $task $seed # also epsilon 0.2 and K 8
-      add ams_$base ams_${base}_no_ntd $task $seed --no-ntd
-      add ams_$base ams_${base}_no_layer_norm $task $seed --no-layer-norm
-    done
-    for epsilon in 0.4 0.6 0.8; do add ams_td3 ams_td3_eps$epsilon $task $seed --epsilon $epsilon; done
-    for k in 4 6 10; do add ams_td3 ams_td3_k$k $task $seed --num-neighbors $k; done
-  done
-}
-
-sampling() {
-  local seed task sampling
-  for seed in 0 42 123; do
-    for task in quadruped-run dog-run; do
-      add ams_td3 ams_td3 $task $seed # orthogonal
-      for sampling in antithetic gaussian; do add ams_td3 ams_td3_$sampling $task $seed --sampling $sampling; done
-    done
-  done
-}
-
-smoke() { # on a task that the paper's tables don't have, so that these runs are never taken for the paper's
-  local algorithm tiny=(--num-envs 2 --eval-episodes 1 --eval-frequency 1100 --log-frequency 100)
-  local learner=(--learning-starts 900 --batch-size 64 --buffer-size 10000)
-  for algorithm in td3 ams_td3 sac ams_sac; do add $algorithm $algorithm walker-walk 0 "${tiny[@]}" "${learner[@]}"; done
-  add ppo ppo walker-walk 0 "${tiny[@]}" --num-steps 256
-}
-
-for suite in ${suites:-table2 table3}; do $suite; done
-for key in "${!filter[@]}"; do
-  for value in ${filter[$key]}; do
-    [[ " ${known[$key]} " == *" $value "* ]] || die "--$key: $value is unknown; known:${known[$key]}"
-  done
-done
-((${#names[@]})) || die "--tasks, --algorithms and --seeds leave no run of${suites:- table2 table3}"
-if [[ $mode == list ]]; then
-  printf "%s\n" "${commands[@]/#/OMP_NUM_THREADS=$OMP_NUM_THREADS }"
-  exit
-fi
-
-# ----------------------------------------------------------------------------------------------- the state of a run
-
-# The locks are the kernel's: processes hold them, and they end with these. The files in runs/.sweep just stay there.
-command -v flock >/dev/null || die "flock(1) is missing; Debian: apt install util-linux; macOS: brew install flock"
-{ mkdir -p runs/.sweep && : >>runs/.sweep/probe && flock -s runs/.sweep/probe true; } ||
-  die "$PWD/runs can't be written, or its file system has no locks"
-
-# Sets $state. NAME.failed says how the last attempt failed; the next one removes it.
-find_state() { # NAME
-  state=missing
-  [[ -d runs/$1 ]] && state=unfinished
-  [[ -e runs/.sweep/$1.failed ]] && state=failed
-  [[ -e runs/.sweep/$1.lock ]] && ! flock -n -s "runs/.sweep/$1.lock" true && state=running
-  [[ -e runs/$1/result.json ]] && state="done"
-  # Trained to its end, but with a smaller --total-timesteps: not what is asked for here, and nothing to be overwritten.
-  [[ $state == "done" && $(grep '"global_step"' "runs/$1/result.json") =~ ([0-9]+) ]] &&
-    ((BASH_REMATCH[1] < budget[$1])) && state=shorter
-}
-
-# Prints how many runs are in which state, and what failed; with --status, for each task and variant too.
-report() {
-  local name key failures=()
-  declare -gA count=()
-  for name in "${names[@]}"; do
-    find_state "$name"
-    for key in "$state" "${name%__*} $state"; do count[$key]=$((${count[$key]:-0} + 1)); done
-    [[ $state == failed ]] && failures+=("failed: runs/$name.log: $(<"runs/.sweep/$name.failed")")
-    [[ $state == shorter ]] && failures+=("complete with fewer than ${budget[$name]} steps, remove it to train anew: runs/$name")
-  done
-  if [[ $mode == status ]]; then
-    printf "%-16s%-24s%6s%9s%8s%12s%9s\n" task run "done" running failed unfinished missing
-    printf "%s\n" "${names[@]%__*}" | awk '!seen[$0]++' | while read -r name; do
-      printf "%-16s%-24s%6d%9d%8d%12d%9d\n" "${name%%__*}" "${name#*__}" "${count[$name done]:-0}" \
-        "${count[$name running]:-0}" "${count[$name failed]:-0}" "${count[$name unfinished]:-0}" "${count[$name missing]:-0}"
-    done
-  fi
-  echo "${#names[@]} runs: ${count[done]:-0} done, ${count[running]:-0} running, ${count[failed]:-0} failed," \
-    "${count[unfinished]:-0} unfinished, ${count[missing]:-0} missing"
-  ((${#failures[@]} == 0)) || printf "%s\n" "${failures[@]}"
-}
-
-if [[ $mode == status ]]; then
-  report
-  exit
-fi
-
-# --------------------------------------------------------------------------------------------------------- running
-
-command -v "$python" >/dev/null || die "there is no $python; activate the environment, or set PYTHON"
-if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
-  ((SLURM_ARRAY_TASK_ID < ${#names[@]})) ||
-    die "there is no run $SLURM_ARRAY_TASK_ID of ${#names[@]}; use --array=0-$((${#names[@]} - 1))"
-  names=("${names[SLURM_ARRAY_TASK_ID]}") commands=("${commands[SLURM_ARRAY_TASK_ID]}")
-fi
-: "${gpus:=${CUDA_VISIBLE_DEVICES-$(nvidia-smi -L 2>/dev/null | awk '/^GPU/ { print NR - 1 }')}}"
+[[ -z $index || -n ${runs[index]:-} ]] || die "there is no run $index; use --array=0-$((${#runs[@]} - 1))"
+[[ -z $index ]] || runs=("${runs[index]}")
+gpus=${gpus:-${CUDA_VISIBLE_DEVICES-$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\).*/\1/p')}}
 read -r -d "" -a gpu_list <<<"${gpus//,/ }"
 cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-if [[ -z $jobs ]]; then
-  jobs=$((cores / 9)) most=$((4 * ${#gpu_list[@]}))
-  ((most && jobs > most)) && jobs=$most
-fi
-((jobs > ${#names[@]})) && jobs=${#names[@]}
-((jobs)) || jobs=1
-echo "${#names[@]} runs, $jobs at once ($cores cores, GPUs: ${gpu_list[*]:-none}); logs: $PWD/runs/*.log"
-
-stopping="" # the signal that ends the sweep
-declare -A old_failures=()
-for name in "${names[@]}"; do
-  [[ -e runs/.sweep/$name.failed ]] && old_failures[$name]=$(<"runs/.sweep/$name.failed")
-done
-
-# Whether there is nothing left to do: the run is done, or has failed since this sweep began, in any sweep.
-settled() { # NAME
-  local failed=runs/.sweep/$1.failed
-  [[ -e runs/$1/result.json ]] || { [[ -e $failed ]] &&
-    { [[ ! -v old_failures[$1] ]] || [[ $(<"$failed") != "${old_failures[$1]}" ]]; }; }
-}
-
-# In a worker: whether the sweep itself was killed. Then nothing goes on behind its back.
-orphaned() {
-  local self=$BASHPID parent
-  { read -r _ _ _ parent _ <"/proc/$self/stat" || parent=$(ps -o ppid= -p "$self"); } 2>/dev/null
-  ((self != $$ && parent != $$))
-}
-
-# Waits for processes to end. To stop, they get SIGTERM every second, since a signal that meets a fork can be lost.
-await() { # PID ...
-  local pid alive
-  while :; do
-    alive=()
-    for pid; do kill -0 "$pid" 2>/dev/null && alive+=("$pid"); done
-    ((${#alive[@]})) || return 0
-    orphaned && stopping=KILL
-    [[ -n $stopping ]] && kill -TERM "${alive[@]}" 2>/dev/null
-    { sleep 1; } 2>/dev/null
-  done
-}
-
-# A run whose worker is killed gets SIGTERM from the kernel, where util-linux can arrange that.
-guard=""
-setpriv --pdeathsig TERM true 2>/dev/null && guard="setpriv --pdeathsig TERM"
-
-# Trains run INDEX, unless somebody else does or has done so.
-train() { # INDEX
-  local name=${names[$1]} label log lock child status
-  label="[$(($1 + 1))/${#names[@]}] $name" log=runs/$name.log
-  exec {lock}>>"runs/.sweep/$name.lock" || return
-  if flock -n "$lock" && ! settled "$name"; then
-    rm -f "runs/.sweep/$name.failed"
-    echo "$label: ${CUDA_VISIBLE_DEVICES:+GPU $CUDA_VISIBLE_DEVICES, }$log"
-    printf "%(%F %T)T %s: %s\n" -1 "$HOSTNAME" "${commands[$1]}" >>"$log"
-    eval "exec $guard ${commands[$1]}" >>"$log" 2>&1 & # inherits the lock, which so outlives this shell if that is killed
-    child=$!
-    await "$child"
-    wait "$child"
-    status=$?
-    # 130, 143: Ctrl-C reaches a run directly, and maybe before this shell hears of it.
-    [[ -z $stopping ]] && ((status == 130 || status == 143)) && sleep 3
-    if [[ -e runs/$name/result.json ]]; then
-      echo "$label: done"
-    elif [[ -n $stopping ]]; then
-      echo "$label: stopped"
-    elif tail -n 1 "$log" | grep -q "another process is training in"; then
-      echo "$label: is being run by hand"
-    else
-      printf "exit status %d, %(%F %T)T, %s\n" "$status" -1 "$HOSTNAME" >"runs/.sweep/$name.failed"
-      echo "$label: failed, exit status $status: $log"
-    fi
-  fi
-  exec {lock}>&-
-}
-
-# Goes through the runs once. The workers, of this sweep and of others, share them out by the locks alone.
-work() { # WORKER
-  local index
-  trap "" INT HUP # the sweep hears these and sends SIGTERM; a run does not notice that its terminal is closed
-  trap stopping=TERM TERM
-  ((${#gpu_list[@]})) && export CUDA_VISIBLE_DEVICES=${gpu_list[$1 % ${#gpu_list[@]}]}
-  for index in "${!names[@]}"; do
-    [[ -n $stopping ]] || orphaned && return
-    settled "${names[index]}" || train "$index"
-  done
-}
-
+((jobs)) || ((jobs = cores / 9, most = 4 * ${#gpu_list[@]}, jobs = most && jobs > most ? most : jobs ? jobs : 1))
+xargs --process-slot-var=SLOT true </dev/null 2>/dev/null || die "needs GNU xargs; macOS: brew install findutils"
+mkdir -p runs && echo "${#runs[@]} runs, $jobs at once ($cores cores, GPUs: ${gpu_list[*]:-none}); logs: $PWD/runs/"
+export -f train && export SWEEP=$$ EXTRA="${extra[*]}" stopping=""
+trap "" PIPE # from a `| tee` that Ctrl-C ends
 for signal in INT TERM HUP USR1; do
-  # shellcheck disable=SC2064 # expands now
-  trap "stopping=$signal; echo 'SIG$signal: waiting for the runs to save their checkpoints'" "$signal"
+  trap "stopping=$signal; echo 'SIG$signal: the runs save their checkpoints' 2>/dev/null" "$signal"
 done
-left=-1
-while [[ -z $stopping ]]; do
-  workers=()
-  for ((worker = 0; worker < jobs; worker++)); do
-    work "$worker" &
-    workers+=($!)
-  done
-  await "${workers[@]}"
-  before=$left left=0
-  for name in "${names[@]}"; do settled "$name" || ((left += 1)); done
-  [[ $left == 0 || -n $stopping ]] && break
-  ((left == before)) || echo "waiting for $left runs that somebody else has"
-  { sleep 5; } 2>/dev/null
+set -m # xargs gets a process group, so that signals reach all that it starts
+(trap "" INT TERM HUP TTOU && exec xargs -0 -n 1 -P "$jobs" --process-slot-var=SLOT bash -c 'train "$@" 2>&1' - \
+  "${gpu_list[@]}" 2>/dev/null) < <(printf "%s\0" "${runs[@]}") &
+while kill -0 $! 2>/dev/null; do
+  if [[ -z $stopping ]]; then wait $!; else kill -URG -- -$! && kill -TERM -- -$! && sleep 1; fi
 done
-
-report
-if [[ $stopping == USR1 && -n ${SLURM_JOB_ID:-} ]] && ((left)); then
-  echo "the time limit is near: this job queues itself again, to go on from the checkpoint"
-  # By its array's id and index: the last task's own id is also the id of the whole array.
-  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-fi
+told=$("$python" -c "$tell" "${runs[@]}") && status=0 || status=$?
+echo "$told" 2>/dev/null
+[[ $stopping == USR1 && $status != 0 && -n ${SLURM_JOB_ID:-} ]] &&
+  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${index:+_$index}"
 [[ -z $stopping ]] || exit $((128 + $(kill -l "$stopping")))
-((${count[done]:-0} == ${#names[@]}))
+exit "$status"
