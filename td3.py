@@ -477,10 +477,9 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         if not find_spec("humanoid_bench"):
             clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
             raise ImportError(f"HumanoidBench is missing: {clone}; pip install --no-deps -e humanoid-bench")
-        # Replaced are its copy of a table of dm_control's, frozen at mujoco 3.1.6, and policies that need jax.
-        sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")
+        sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")  # its own are of mujoco 3.1.6
         sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
-        sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)
+        sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)  # jax
         importlib.import_module("humanoid_bench")
         options["render_mode"] = render_mode  # or it makes an OpenGL context
         env_id = "h1-sit_simple-v0" if env_id == "h1-sit" else env_id.removesuffix("-v0") + "-v0"
@@ -693,8 +692,8 @@ class Run:
             importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
         threading.excepthook = lambda died: None  # TensorBoard's thread dies of a full disk: write_scalars() warns
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
-        table = ["|param|value|", "|-|-|", *(f"|{name}|{value}|" for name, value in args.items())]
-        self.writer.add_text("hyperparameters", "\n".join(table), self.global_step)
+        rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.first_step, self.logged_step, self.logged_time = self.global_step, self.global_step, time.time()
         self.started, self.over = time.time() - self.wall_seconds, self.global_step >= self.args.total_timesteps
         log(f"{self.dir}: from step {self.global_step:,}, on {self.device}, {torch.get_num_threads()} learner threads")
@@ -727,13 +726,15 @@ class Run:
         if not due or self.evaluations[-1].startswith(f"{step},"):
             return False
         result = evaluate(policy, envs, args.seed, args.eval_episodes, self.device, self.stop)
-        if result:  # else a signal came, and the resumed run evaluates at this step
-            counters = f"{step},{step * args.num_envs},{self.updates},{time.time() - self.started:.3f}"
-            self.evaluations += [f"{counters},{i},{r},{n}" for i, (r, n) in enumerate(zip(*result, strict=True))]
-            replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
-            mean, std = result[0].mean(), result[0].std()
-            self.write_scalars({"eval/episodic_return": mean, "eval/episodic_return_std": std})
-            log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
+        if not result:  # a signal came: the resumed run evaluates at this step
+            self.save()
+            return True
+        counters = f"{step},{step * args.num_envs},{self.updates},{time.time() - self.started:.3f}"
+        self.evaluations += [f"{counters},{i},{r},{n}" for i, (r, n) in enumerate(zip(*result, strict=True))]
+        replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
+        mean, std = result[0].mean(), result[0].std()
+        self.write_scalars({"eval/episodic_return": mean, "eval/episodic_return_std": std})
+        log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
     def log_step(self, infos: dict, metrics: dict[str, torch.Tensor]) -> None:
@@ -757,20 +758,20 @@ class Run:
     def save(self, now: bool = False) -> None:
         """Writes all that --resume needs at a signal, every --checkpoint-frequency steps, or `now`. Sets `over`."""
         args, finished, stopped = self.args, self.global_step >= self.args.total_timesteps, bool(self.stop)
-        self.over = finished or stopped
-        if now or stopped or (args.keep_checkpoint if finished else self.global_step % args.checkpoint_frequency == 0):
+        was_over, self.over = self.over, finished or stopped
+        due = stopped or (args.keep_checkpoint if finished else self.global_step % args.checkpoint_frequency == 0)
+        if now or due and not was_over:
             self.read_metrics()
             self.wall_seconds = time.time() - self.started
             content = {"algorithm": ALGORITHM, "args": asdict(args), "numpy_rng": self.rng.bit_generator.state}
             content |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-            content |= {name: getattr(self, name) for name in SAVED}
-            content |= {name: part.state_dict() for name, part in self.parts.items()}
+            content |= {n: getattr(self, n) for n in SAVED} | {n: part.state_dict() for n, part in self.parts.items()}
             replace_file(self.dir / CHECKPOINT, content)
 
     def finish(self, agent: torch.nn.Module) -> int:
         """Writes the networks and the result, or says what stopped the run; returns the exit status."""
         args, step, seconds = self.args, self.global_step, time.time() - self.started
-        if step < args.total_timesteps:
+        if step < args.total_timesteps or not self.evaluations[-1].startswith(f"{step},"):
             log(f"stopped by {signal.Signals(self.stop[0]).name} at step {step:,}; --resume goes on")
             return 128 + self.stop[0]
         returns = np.array([float(row.split(",")[5]) for row in self.evaluations if row.startswith(f"{step},")])
@@ -833,8 +834,7 @@ def main() -> int:
         signal.signal(signum, lambda number, _: stop.append(number))
     run = Run(args, device, stop)
     try:
-        # The workers are forked before anything here starts threads or computes on a GPU.
-        with contextlib.closing(make_envs(args.env_id, args.num_envs)) as envs:
+        with contextlib.closing(make_envs(args.env_id, args.num_envs)) as envs:  # forked before threads and CUDA start
             return train(args, run, envs)
     except (OSError, EOFError) as error:  # ChildProcessError is an environment's
         reason = "a simulation worker died" if isinstance(error, (EOFError, ConnectionError)) else str(error)
