@@ -623,7 +623,7 @@ def play(args: Args, device: torch.device) -> None:
     except Exception as error:
         opengl = any(word in repr(error).lower() for word in ("egl", "opengl", "osmesa", "glfw", "glcontext"))
         advice = "; rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)" if opengl else ""
-        fail(f"no video: {type(error).__name__}: {error}{advice}", 1)
+        fail(f"no video: {type(error).__name__}: {str(error) or 'the task does not draw'}{advice}", 1)
     log(f"video: {path.parent / name}-episode-0.mp4")
 
 
