@@ -67,27 +67,19 @@ def test_directions_are_the_qr_decomposition_with_positive_diagonal(num, dim):
     torch.testing.assert_close(directions, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("num, dim", [(2, 2), (6, 6), (8, 38)])
-@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
-def test_nearly_dependent_draws_give_orthonormal_directions(monkeypatch, num, dim, distance):
-    """One pass of Cholesky QR loses orthogonality as distance^-2 eps does."""
+@pytest.mark.parametrize("num, dim", [(1, 1), (2, 2), (6, 6), (8, 38)])
+@pytest.mark.parametrize("distance", [0, 1e-6, 1e-4, 1e-2])
+def test_dependent_draws(monkeypatch, num, dim, distance):
+    """One pass of Cholesky QR loses orthogonality as distance^-2 eps does. 0 is a row of zeros: torch.randn on the CPU
+    returns an exact 0 once in some ten million draws, which d = 1 meets in every run."""
     rows = torch.randn(200, num, dim, generator=seeded(2))
-    rows[:, -1] = rows[:, 0] + distance * rows[:, -1]
+    rows[:100, -1] = (distance > 0) * (rows[:100, 0] + distance * rows[:100, -1])
     monkeypatch.setattr(torch, "randn", lambda shape, device, generator: rows)
     directions = ams_td3.orthonormal_directions(200, num, dim)
-    assert gram_error(directions) < 1e-6
-    torch.testing.assert_close(directions, positive_qr(rows).float(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("num, dim", [(1, 1), (2, 2), (3, 5)])
-def test_a_draw_of_zeros_gives_no_nan(monkeypatch, num, dim):
-    """torch.randn on the CPU returns an exact 0 once in some ten million draws, which d = 1 meets in every run."""
-    rows = torch.randn(4, num, dim, generator=seeded(3))
-    rows[1:3, 0] = 0
-    monkeypatch.setattr(torch, "randn", lambda shape, device, generator: rows)
-    directions = ams_td3.orthonormal_directions(4, num, dim)
     assert directions.isfinite().all() and (directions.norm(dim=2) < 1 + 1e-6).all()
-    assert gram_error(directions[[0, 3]]) < 1e-6  # the others are not touched
+    dependable = slice(None if distance else 100, None)
+    assert gram_error(directions[dependable]) < 1e-6
+    torch.testing.assert_close(directions[dependable], positive_qr(rows[dependable]).float(), rtol=0, atol=1e-5)
 
 
 def moments_z(v, square: float, product: float) -> float:
@@ -136,9 +128,7 @@ def test_gaussian_directions_have_unit_mean_square(num, dim):
     assert moments_z(v, 2 / dim**2, 1 / dim**2) < Z
     lengths = v.double().square().sum(dim=2)
     assert abs(lengths.mean() - 1) < Z * math.sqrt(2 / dim / lengths.numel())
-    # Lengths vary, unlike those of the other two rules: |v|^2 d is chi-square, with the fourth moment 12 d (d + 4).
-    error = math.sqrt((12 * dim * (dim + 4) - 4 * dim**2) / lengths.numel()) / dim**2
-    assert abs(lengths.var() - 2 / dim) < Z * error
+    assert lengths.std() > 0.5 * math.sqrt(2 / dim)  # unlike those of the other two rules
 
 
 @pytest.mark.parametrize("num, dim", [(8, 38), (12, 6), (16, 6), (2, 1), (4, 1)])
@@ -154,20 +144,14 @@ def test_neighborhood_actions_stay_within_the_bounds_of_each_dimension(float64, 
     low, high = torch.tensor([-1, -1, -0.8]), torch.tensor([1, 1.1, 0.8])
     centers = low + (high - low) * torch.rand(60, 3, generator=seeded(9))
     directions = ams_td3.orthonormal_directions(60, 4, 3, generator=seeded(10)).double()
-    per_dimension = np.resize(radius, 3)
     actions = ams_td3.neighborhood_actions(centers, directions, torch.tensor(radius), low, high)
-    assert actions.shape == (60, 4, 3)
-    for b, k, i in np.ndindex(60, 4, 3):
-        moved = centers[b, i] + per_dimension[i] * directions[b, k, i]
-        torch.testing.assert_close(actions[b, k, i], min(max(moved, low[i]), high[i]))
-    on_bounds = (actions == low).flatten(0, 1).sum(dim=0), (actions == high).flatten(0, 1).sum(dim=0)
-    assert torch.stack(on_bounds).min() > 0  # each bound was active
-    same = ams_td3.neighborhood_actions(centers, directions, 0.5, -0.7, 0.7)
-    expected = (centers[:, None] + 0.5 * directions).clip(-0.7, 0.7)
-    assert torch.equal(same, expected)  # numbers do too, as the scripts give them
-
-
-# ------------------------------------------------------------------------------------------------------ operations
+    for i, r in enumerate(np.resize(radius, 3)):
+        moved = (centers[:, None, i] + r * directions[:, :, i]).tolist()
+        expected = [[min(max(a, low[i].item()), high[i].item()) for a in row] for row in moved]
+        torch.testing.assert_close(actions[:, :, i], torch.tensor(expected))
+    assert torch.equal(actions.amin(dim=(0, 1)), low) and torch.equal(actions.amax(dim=(0, 1)), high)
+    actions = ams_td3.neighborhood_actions(centers, directions, 0.5, -0.7, 0.7)  # numbers, as the scripts give them
+    assert torch.equal(actions, (centers[:, None] + 0.5 * directions).clip(-0.7, 0.7))
 
 
 class Count(TorchDispatchMode):
@@ -182,30 +166,22 @@ class Count(TorchDispatchMode):
 
 def count_operations(module, with_actor: bool) -> int:
     """Operations of one update of the critics, the directions included, and of the actor and the targets if asked."""
-    args = module.Args()
-    agent = module.Agent(7, 6, args)
-    optimizers = [
-        torch.optim.Adam(parameters, lr=1e-3, fused=True)
-        for parameters in (agent.critic_parameters(), agent.actor.parameters())
-    ]
-    draws = [module.Batch(*(torch.rand(16, *size) for size in ((7,), (7,), (6,), (), ())))]
+    agent = module.Agent(7, 6, args := module.Args())
+    groups = agent.critic_parameters(), agent.actor.parameters()
+    optimizers = [torch.optim.Adam(group, lr=1e-3, fused=True) for group in groups]
+    batch = module.Batch(*(torch.rand(16, *size) for size in ((7,), (7,), (6,), (), ())))
     for _ in range(2):  # the first one also makes Adam's moments
         with Count() as count:
             directions = [ams_td3.sample_directions(args.sampling, 16, 8, 6)] if module is ams_td3 else []
-            module.update(agent, *optimizers, args, with_actor, *draws, *directions)
+            module.update(agent, *optimizers, args, with_actor, batch, *directions)
     return count.total
 
 
-def test_number_of_operations(record_property):
+def test_number_of_operations():
     """On a GPU each is a kernel, and small ones cost the same as large ones."""
-    counts = {
-        (module.__name__, with_actor): count_operations(module, with_actor)
-        for module in (td3, ams_td3)
-        for with_actor in (False, True)
-    }
-    record_property("operations", str(counts))
+    counts = {(module.__name__, turn): count_operations(module, turn) for module in (td3, ams_td3) for turn in (0, 1)}
     print(counts)
-    assert 0 < counts["td3", False] < counts["ams_td3", False] <= 110
+    assert 0 < counts["td3", 0] < counts["ams_td3", 0] <= 110
     with Count() as directions:
         ams_td3.orthonormal_directions(16, 8, 38)
     assert directions.total <= 13  # the draw, two conversions, and five in each pass
@@ -232,15 +208,11 @@ def make_agent(module, gradient, hessian, center):
         state = 2 * observations[:, 0].reshape(-1, *[1] * (actions.dim() - 2))
         return state + x @ gradient + (x @ hessian * x).sum(dim=-1) / 2
 
-    def act(observations):
-        return observations[:, 1:]
-
-    log_pis = []
-
     def get_action(observations):
         log_pis.append(3 * torch.randn(len(observations)))
         return torch.rand_like(act(observations)), log_pis[-1], act(observations)
 
+    log_pis, act = [], lambda observations: observations[:, 1:]  # noqa: E731
     networks = {"qf1": q, "qf1_target": q, "qf2_target": lambda *at: q(*at) + 1, "policy": act, "target_actor": act}
     actor = act if module in (td3, ams_td3) else SimpleNamespace(get_action=get_action)
     return SimpleNamespace(**networks, actor=actor, log_alpha=torch.tensor(0.3).log(), log_pis=log_pis)

@@ -1,11 +1,6 @@
-"""PPO: statistics, advantages and updates against arithmetic written out here; what the loop stores; learning."""
+"""PPO: statistics, advantages and updates against arithmetic written out here; what the loop stores."""
 
-import csv
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -44,9 +39,6 @@ def make_steps(num_steps, num_envs):
     return ppo.Steps(*observations, actions, *others, (ends < 0.1).to(ends), (ends < 0.2).to(ends))
 
 
-# ------------------------------------------------------------------------------------------------------ statistics
-
-
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_running_statistics_are_those_of_all_rows(shape):
     """Of batches of several sizes, with a mean far from 0 and deviations that differ by dimension."""
@@ -59,7 +51,7 @@ def test_running_statistics_are_those_of_all_rows(shape):
     np.testing.assert_allclose(stats.var, rows.var(axis=0), rtol=1e-9)
     stats.count.fill_(8e6)  # after many rows they still move
     stats.update(torch.as_tensor(np.stack([rows.mean(axis=0) + 1] * 8)))
-    np.testing.assert_allclose(stats.mean - rows.mean(axis=0), 8 / 8e6, rtol=1e-3)
+    np.testing.assert_allclose(stats.mean.numpy() - rows.mean(axis=0), 8 / 8e6, rtol=1e-3)
 
 
 def test_statistics_normalize_clip_are_saved_and_stay_as_they_are_at_evaluation():
@@ -71,32 +63,15 @@ def test_statistics_normalize_clip_are_saved_and_stay_as_they_are_at_evaluation(
     expected = np.clip((new.numpy() - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0) + 1e-8), -10, 10)
     torch.testing.assert_close(agent.normalize(new), torch.tensor(expected).float())
     assert (abs(expected) == 10).sum() == 4
-    rewards = torch.tensor([0, 3.0, -7.0, 1000, -1000])  # their mean is not taken away
-    expected = [0, 3 / returns.std(), -7 / returns.std(), 10, -10]
-    torch.testing.assert_close(agent.scale_rewards(rewards), torch.tensor(expected).float())
-
+    expected = [0, 3 / returns.std(), 10, -10]  # the mean of the rewards is not taken away
+    torch.testing.assert_close(agent.scale_rewards(torch.tensor([0.0, 3, 1000, -1000])), torch.tensor(expected).float())
     agent.actor_mean[4].weight.data *= 10
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     actions, mean = agent.policy(new), agent.actor_mean(agent.normalize(new))
     assert actions.equal(mean.clip(-1, 1)) and (mean.abs() > 1).any() and not actions.requires_grad
     assert all(value.equal(before[name]) for name, value in agent.state_dict().items())
-    restored = ppo.Agent(OBS_DIM, ACTION_DIM, ppo.Args())
-    restored.load_state_dict(before)
+    (restored := ppo.Agent(OBS_DIM, ACTION_DIM, ppo.Args())).load_state_dict(before)
     assert restored.policy(new).equal(actions) and restored.return_stats.var == agent.return_stats.var
-
-
-def test_initialization():
-    """Orthogonal, with CleanRL's gains, no biases, and unit deviation."""
-    agent = ppo.Agent(100, ACTION_DIM, ppo.Args())
-    for network, gain in ((agent.critic, 1), (agent.actor_mean, 0.01)):
-        for layer, std in zip(network[::2], (math.sqrt(2), math.sqrt(2), gain), strict=True):
-            gram = layer.weight @ layer.weight.T
-            torch.testing.assert_close(gram, std**2 * torch.eye(len(gram)), atol=1e-5, rtol=1e-5)
-            assert (layer.bias == 0).all()
-    assert (agent.actor_logstd == 0).all()
-
-
-# ------------------------------------------------------------------------------------------- advantages and updates
 
 
 @pytest.mark.parametrize("gae_lambda", [0, 0.9, 1])
@@ -113,7 +88,6 @@ def test_advantages_are_their_definition(float64, gae_lambda):
             if steps.dones[end, n]:
                 break
         assert advantages[t, n].item() == pytest.approx(total, rel=1e-10, abs=1e-10), (t, n)
-    # Terminations and time limits in the midst, episodes that go on at the last step
     assert 3 < steps.terminations.sum() < steps.dones.sum() - 3 and steps.dones[-1].sum() < 6
 
 
@@ -149,15 +123,10 @@ def plain_update(p, moments, batch, args, step):
         m, v = moments.get(name, (0, 0))
         moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         p[name] = p[name] - args.learning_rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-5)
-    metrics = {
-        "losses/value_loss": value_loss,
-        "losses/policy_loss": policy_loss,
-        "losses/entropy": entropy,
-        "losses/old_approx_kl": -log_ratio.mean(),
-        "losses/approx_kl": (ratio - 1 - log_ratio).mean(),
-        "losses/clipfrac": ((ratio - 1).abs() > c).double().mean(),
-    }
-    return {name: value.item() for name, value in metrics.items()}, held, norm
+    metrics = {"value_loss": value_loss, "policy_loss": policy_loss, "entropy": entropy}
+    metrics |= {"old_approx_kl": -log_ratio.mean(), "approx_kl": (ratio - 1 - log_ratio).mean()}
+    metrics["clipfrac"] = ((ratio - 1).abs() > c).double().mean()
+    return {f"losses/{name}": value.item() for name, value in metrics.items()}, held, norm
 
 
 CASES = [{}, {"norm_adv": False, "clip_vloss": False, "ent_coef": 0.05, "max_grad_norm": 100.0}]
@@ -201,14 +170,12 @@ def test_epochs_take_each_sample_once_until_target_kl(float64, monkeypatch):
         assert metrics["losses/clipfrac"] == (1 + updates) / 2  # the mean over all minibatches, as in CleanRL
         advantages = ppo.generalized_advantages(steps, values, next_values, args)
         parts = steps.observations, steps.actions, steps.logprobs, values, advantages, advantages + values
-        known = {row[2].item(): row for row in zip(*(part.flatten(0, 1) for part in parts), strict=True)}  # by logprob
-        orders = []
-        for epoch in range(epochs):
-            rows = [row for batch in seen[7 * epoch :][:7] for row in zip(*batch, strict=True)]
-            orders.append([row[2].item() for row in rows])
-            assert len(set(orders[-1])) == len(rows) == 210 and len({tuple(order) for order in orders}) == epoch + 1
-            for row in rows:
-                torch.testing.assert_close(torch.hstack(row), torch.hstack(known[row[2].item()]))
+        known = {row[2].item(): torch.hstack(row) for row in zip(*(part.flatten(0, 1) for part in parts), strict=True)}
+        rows = [row for batch in seen for row in zip(*batch, strict=True)]
+        keys = [row[2].item() for row in rows]  # a sample's logprob is its name
+        orders = {tuple(keys[210 * epoch :][:210]) for epoch in range(epochs)}
+        assert len(orders) == epochs and all(len(set(order)) == 210 for order in orders)
+        torch.testing.assert_close([torch.hstack(row) for row in rows], [known[key] for key in keys])
         explained = 1 - (parts[5] - values).var() / parts[5].var()
         assert metrics["losses/explained_variance"].item() == pytest.approx(explained.item())
     few = ppo.Steps(*(part[:4] for part in steps))  # fewer than a minibatch: nothing to learn from, and no NaN
@@ -341,13 +308,3 @@ def test_resumed_loop_goes_on_in_the_rollout(monkeypatch, anneal_lr):
     assert [len(steps.dones) for steps, _ in updates] == [5, 5]
     expected = stored._replace(dones=torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
     assert all(part[:3].equal(value) for part, value in zip(updates[0][0], expected, strict=True))
-
-
-def test_learns_to_balance(tmp_path):
-    flags = "--env-id InvertedPendulum-v5 --device cpu --num-envs 4 --total-timesteps 1024 --num-steps 128"
-    flags += " --num-minibatches 8 --learning-rate 1e-3 --eval-episodes 4"
-    command = [sys.executable, Path(ppo.__file__), "--run-dir", tmp_path / "run", *flags.split()]
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
-    with open(tmp_path / "run" / "evaluations.csv") as file:
-        returns = {row["step"]: float(row["return"]) for row in csv.DictReader(file)}
-    assert returns["0"] < 40 and returns["1024"] > 60
