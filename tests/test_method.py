@@ -303,6 +303,4 @@ def test_diagnostics_of_a_constant_target_are_finite(module):
     agent = make_agent(module, torch.zeros(6), torch.zeros(6, 6), torch.zeros(6))
     batch = make_batch(module, torch.zeros(32, 6), torch.zeros(32, 6))
     terminated = batch._replace(rewards=torch.zeros(32), terminations=torch.ones(32))
-    assert diagnose(module, agent, terminated) == dict.fromkeys(
-        ("saturated_actions", "action_gradient", "target_shift", "target_noise"), 0
-    )
+    assert [*diagnose(module, agent, terminated).values()] == [0] * 4

@@ -49,9 +49,6 @@ def test_running_statistics_are_those_of_all_rows(shape):
     assert stats.count == 400
     np.testing.assert_allclose(stats.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(stats.var, rows.var(axis=0), rtol=1e-9)
-    stats.count.fill_(8e6)  # after many rows they still move
-    stats.update(torch.as_tensor(np.stack([rows.mean(axis=0) + 1] * 8)))
-    np.testing.assert_allclose(stats.mean.numpy() - rows.mean(axis=0), 8 / 8e6, rtol=1e-3)
 
 
 def test_statistics_normalize_clip_are_saved_and_stay_as_they_are_at_evaluation():
