@@ -1,9 +1,18 @@
-"""Makes the scripts importable from the tests, and keeps each test process on one core."""
+"""Makes the scripts and what the tests share importable, on one thread; no process outlives its test."""
 
+import os
 import sys
 from pathlib import Path
 
-import torch
+import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-torch.set_num_threads(1)
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: numbers must not depend on the machine's cores
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    if "commands" in sys.modules:
+        sys.modules["commands"].kill_all()

@@ -1,0 +1,150 @@
+"""Runs the scripts as users do: each as the main program of a process of its own, with its own arguments, folder,
+environment, signals and exit status. All that differs from `python td3.py ...` is that the libraries are not imported
+again and again, which takes seconds: a server that has them forks these processes."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 240  # seconds; nothing here takes a tenth of it on an idle machine
+OFF_POLICY = "--learning-starts 20 --batch-size 8 --buffer-size 1000"
+SCRIPTS = dict.fromkeys(("ams_td3", "ams_sac", "td3", "sac"), OFF_POLICY)
+SCRIPTS["ppo"] = "--num-steps 16 --num-minibatches 2 --update-epochs 2"
+SMALL = """--device cpu --num-envs 2 --eval-episodes 3 --total-timesteps 65 --log-frequency 10 --eval-frequency 30
+--checkpoint-frequency 20"""
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch.utils.tensorboard", "tensordict.nn", "gymnasium.vector", "tyro", "commands"])
+running = []
+
+
+def become(script: str, words: list[str], cwd: Path, outputs: list[str], environ: dict, before: str) -> None:
+    """Turns this process into a script's; `before` is code that makes its world another one, such as a full disk."""
+    multiprocessing.process._parent_process = None  # a shell's child has none
+    multiprocessing.set_start_method("fork", force=True)  # Python's own choice on Linux
+    os.setsid()
+    os.chdir(cwd)
+    for number, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.update({"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "tests")} | environ)
+    sys.path[:0] = [str(ROOT), *os.environ["PYTHONPATH"].split(":")]
+    sys.argv = [f"{script}.py", *words]
+    exec(before, {})
+    runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+
+
+class Command:
+    """A script that runs, in a process group of its own."""
+
+    def __init__(self, script: str, *words, cwd: Path, stdout: str = "", before: str = "", **environ: str):
+        words = [word for part in words for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
+        self.out, self.err = (Path(tempfile.mkstemp()[1]) for _ in range(2))
+        outputs = [stdout or str(self.out), str(self.err)]
+        self.process = SERVER.Process(target=become, args=(script, words, cwd, outputs, environ, before))
+        self.process.start()
+        self.pid = self.process.pid
+        running.append(self)
+
+    def wait_for(self, text: str) -> None:
+        wait_for(lambda: text in self.out.read_text() or not self.process.is_alive())
+        assert text in self.out.read_text(), self.out.read_text() + self.err.read_text()
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def end(self, status: int = 0, traceback: bool = False) -> "Command":
+        """Waits for the end and checks the exit status, and that there is a traceback only where one is right."""
+        self.process.join(LIMIT)
+        self.stdout, self.stderr = self.out.read_text(), self.err.read_text()
+        assert self.process.exitcode == status, (self.process.exitcode, self.stdout, self.stderr)
+        assert ("Traceback" in self.stdout + self.stderr) == traceback, self.stderr
+        return self
+
+
+def kill_all() -> None:
+    """Ends what a failed test has left running."""
+    for command in running:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(command.pid, signal.SIGKILL) if command.process.is_alive() else None
+        command.process.join()
+        command.out.unlink(), command.err.unlink()
+    running.clear()
+
+
+def small(script: str, *words) -> list:
+    """Arguments of a run of about a second, in the folder `run`; later ones override."""
+    return ["--env-id envs:Ends-v0 --run-dir run", SMALL, SCRIPTS[script], *words]
+
+
+def start(script: str, *words, **options) -> Command:
+    return Command(script, *small(script, *words), **options)
+
+
+def run(script: str, *words, status: int = 0, traceback: bool = False, **options) -> Command:
+    """A small run to its end."""
+    return start(script, *words, **options).end(status, traceback)
+
+
+def error_line(script: str, command: Command, *parts: str) -> str:
+    """The one line on stderr, which holds `parts`."""
+    (line,) = command.stderr.splitlines()
+    assert line.startswith(f"{script}.py: error: ") and all(part in line for part in parts), line
+    return line
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def wait_for_end(processes: list[psutil.Process]) -> None:
+    """Waits until they have ended; an orphan that nobody collects stays as a zombie."""
+
+    def gone(process):
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_for(lambda: all(gone(process) for process in processes))
+
+
+def read_json(path: Path) -> dict:
+    """JSON in the strict sense, which has no NaN."""
+    return json.loads(path.read_text(), parse_constant=lambda word: 1 / 0)
+
+
+def read_evaluations(run_dir: Path) -> list[list[float]]:
+    """The rows of evaluations.csv without the wall clock: step, frames, updates, episode, return, length."""
+    header, *rows = (run_dir / "evaluations.csv").read_text().splitlines()
+    assert header == "step,frames,updates,wall_seconds,episode,return,length"
+    return [[float(field) for i, field in enumerate(row.split(",")) if i != 3] for row in rows]
+
+
+def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: {tag: [(step, value), ...]}."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def read_checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
+    return torch.load(run_dir / name, weights_only=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the lock, which every process opens that looks in."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
