@@ -25,10 +25,9 @@ the policy's mean (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q). `diff s
 
 One step is one vector step: all environments advance once, and one gradient update is made (1M steps = 8M frames).
 Actions are in units of half the task's action range, from -1 to 1, in networks, replay buffer and method alike.
-Deviation from the paper's text: the signs of the QR decomposition are fixed so that the frames are Haar distributed
-(Mezzadri, arXiv math-ph/0609050). Deviations from CleanRL: critics, density and entropy target -d are in those units
-(in raw ones, the entropy coefficient diverges on narrow bounds); the density is exact (nothing is added in its
-logarithm); every finished episode is logged; the update, made while the environments simulate, draws what came before.
+Deviations: the QR decomposition has a positive diagonal, so that frames are Haar distributed (arXiv math-ph/0609050).
+From CleanRL: critics, density and entropy target -d are in those units (in raw ones, the entropy coefficient diverges
+on narrow bounds), the density is exact, every episode is logged, updates run while the environments simulate.
 """
 
 import contextlib
@@ -253,8 +252,9 @@ class Actor(nn.Module):
         noise = torch.randn_like(mean)
         x = mean + log_std.exp() * noise
         # Change of variables (arXiv 1812.05905, appendix C), precise also where tanh(x) rounds to 1.
-        log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
-        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))
+        log_prob = (
+            -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - 2 * (math.log(2) - x - F.softplus(-2 * x))
+        )
         return torch.tanh(x), log_prob.sum(dim=1), torch.tanh(mean)
 
 
@@ -289,7 +289,6 @@ class Agent(nn.Module):
 
 def orthonormal_directions(batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
     """Eq. 9: for each of B batch elements its own K orthonormal vectors in R^d, [B, K, d], Haar distributed.
-
     Shifted Cholesky QR (Fukaya et al., arXiv 1809.11085), twice, in float64: a QR decomposition with diag(R) > 0, which
     makes Gaussian matrices Haar distributed frames (Mezzadri, arXiv math-ph/0609050). The shift covers nearly dependent
     rows. More than d vectors can't be orthonormal: then ceil(K / d) independent frames stand side by side, cut to K.
@@ -305,11 +304,8 @@ def orthonormal_directions(batch_size, num_directions, action_dim, device=None, 
 
 
 def sample_directions(sampling, batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
-    """K directions [B, K, d] by one of three rules; E|v|^2 = 1 and E[v v^T] = I/d in each.
-
-    orthogonal: the method. antithetic: K/2 orthonormal vectors and their negatives, whose first-order terms cancel
-    exactly. gaussian: independent N(0, I/d), what appendix A.5 compares with.
-    """
+    """K directions [B, K, d] with E|v|^2 = 1, E[v v^T] = I/d: the method's; K/2 and their negatives, whose first-order
+    terms cancel exactly; or independent N(0, I/d), what appendix A.5 compares with."""
     if sampling == "gaussian":
         shape = batch_size, num_directions, action_dim
         return torch.randn(shape, device=device, generator=generator) / math.sqrt(action_dim)
@@ -329,8 +325,7 @@ def neighborhood_actions(centers: Tensor, directions: Tensor, radius, low, high)
 
 @torch.no_grad()
 def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None) -> Tensor:
-    """The TD target y [B] (eq. 6 around the policy's mean, with SAC's entropy of a sampled action), over the directions
-    v_k [B, K, d]; None with --no-ntd."""
+    """The TD target y [B] (eq. 6 around the policy's mean, with SAC's entropy), over directions [B, K, d] with NTD."""
     next_actions, next_log_pi, centers = agent.actor.get_action(batch.next_observations)
     if args.ntd:
         next_actions = neighborhood_actions(centers, directions, args.epsilon, -1, 1)  # [B, K, d]
@@ -342,9 +337,8 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
-    """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), and
-    how far does NTD move the target from the point target of eq. 4, and how noisy does the draw of the directions leave
-    it, both over its standard deviation (L4, eq. 6-8)?"""
+    """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), how
+    far, over its deviation, does NTD move the point target of eq. 4, and how noisy is the draw of directions (L4)?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
     stages = {"diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean()}
@@ -404,8 +398,7 @@ def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tenso
     """One step of the entropy coefficient towards the target entropy -d (the same paper, eq. 18 and appendix D)."""
     with torch.no_grad():
         actions, log_pi, _ = agent.actor.get_action(batch.observations)
-    target_entropy = -actions.shape[1]
-    alpha_loss = (-agent.log_alpha.exp() * (log_pi + target_entropy)).mean()
+    alpha_loss = (-agent.log_alpha.exp() * (log_pi - actions.shape[1])).mean()
     alpha_optimizer.zero_grad()
     alpha_loss.backward()
     alpha_optimizer.step()
@@ -416,7 +409,6 @@ def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tenso
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
-    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, agent.critic_parameters(), tau)
 
 
@@ -442,7 +434,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
     actor_optimizer = adam(agent.actor.parameters(), lr=args.policy_lr)
     alpha_optimizer = adam([agent.log_alpha], lr=args.q_lr)
     rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    optimizers = {"q_optimizer": q_optimizer, "actor_optimizer": actor_optimizer, "alpha_optimizer": alpha_optimizer}
+    optimizers = dict(q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, alpha_optimizer=alpha_optimizer)
     run.restore(agent=agent, rb=rb, **optimizers)
     updates = [partial(update, agent, *optimizers.values(), args, with_actor) for with_actor in (False, True)]
     if args.cuda_graphs:  # batches and directions are drawn outside: cuSOLVER is not made for capture
@@ -912,7 +904,7 @@ def main() -> int:
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
-        (args.track and not find_spec("wandb"), "--track needs Weights & Biases: pip install wandb"),
+        (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
     for message in (message for wrong, message in rules if wrong):

@@ -286,7 +286,6 @@ class Agent(nn.Module):
 
 def orthonormal_directions(batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
     """Eq. 9: for each of B batch elements its own K orthonormal vectors in R^d, [B, K, d], Haar distributed.
-
     Shifted Cholesky QR (Fukaya et al., arXiv 1809.11085), twice, in float64: a QR decomposition with diag(R) > 0, which
     makes Gaussian matrices Haar distributed frames (Mezzadri, arXiv math-ph/0609050). The shift covers nearly dependent
     rows. More than d vectors can't be orthonormal: then ceil(K / d) independent frames stand side by side, cut to K.
@@ -302,11 +301,8 @@ def orthonormal_directions(batch_size, num_directions, action_dim, device=None, 
 
 
 def sample_directions(sampling, batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
-    """K directions [B, K, d] by one of three rules; E|v|^2 = 1 and E[v v^T] = I/d in each.
-
-    orthogonal: the method. antithetic: K/2 orthonormal vectors and their negatives, whose first-order terms cancel
-    exactly. gaussian: independent N(0, I/d), what appendix A.5 compares with.
-    """
+    """K directions [B, K, d] with E|v|^2 = 1, E[v v^T] = I/d: the method's; K/2 and their negatives, whose first-order
+    terms cancel exactly; or independent N(0, I/d), what appendix A.5 compares with."""
     if sampling == "gaussian":
         shape = batch_size, num_directions, action_dim
         return torch.randn(shape, device=device, generator=generator) / math.sqrt(action_dim)
@@ -341,9 +337,8 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
-    """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), and
-    how far does NTD move the target from the point target of eq. 4, and how noisy does the draw of the directions leave
-    it, both over its standard deviation (L4, eq. 6-8)?"""
+    """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), how
+    far, over its deviation, does NTD move the point target of eq. 4, and how noisy is the draw of directions (L4)?"""
     actions = agent.actor(batch.observations).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
     stages = {"diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean()}
@@ -892,7 +887,7 @@ def main() -> int:
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
-        (args.track and not find_spec("wandb"), "--track needs Weights & Biases: pip install wandb"),
+        (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
     for message in (message for wrong, message in rules if wrong):

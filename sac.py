@@ -231,8 +231,9 @@ class Actor(nn.Module):
         noise = torch.randn_like(mean)
         x = mean + log_std.exp() * noise
         # Change of variables (arXiv 1812.05905, appendix C), precise also where tanh(x) rounds to 1.
-        log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
-        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))
+        log_prob = (
+            -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - 2 * (math.log(2) - x - F.softplus(-2 * x))
+        )
         return torch.tanh(x), log_prob.sum(dim=1), torch.tanh(mean)
 
 
@@ -339,7 +340,6 @@ def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tenso
 def update_targets(agent: Agent, tau: float) -> None:
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
-    # target.lerp_(parameter, tau) for each pair, in one call
     torch._foreach_lerp_(targets, agent.critic_parameters(), tau)
 
 
@@ -832,7 +832,7 @@ def main() -> int:
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
-        (args.track and not find_spec("wandb"), "--track needs Weights & Biases: pip install wandb"),
+        (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
     for message in (message for wrong, message in rules if wrong):

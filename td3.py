@@ -810,7 +810,7 @@ def main() -> int:
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
-        (args.track and not find_spec("wandb"), "--track needs Weights & Biases: pip install wandb"),
+        (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
     for message in (message for wrong, message in rules if wrong):
