@@ -155,8 +155,7 @@ def conflicts(args: Args) -> list[tuple[bool, str]]:
 
 
 class Batch(NamedTuple):
-    """Transitions, B rows. `observations` and `next_observations` are [B, obs_dim], `actions` [B, action_dim],
-    `rewards` and `terminations` [B]; a time limit is no termination."""
+    """B transitions: observations [B, obs_dim], actions [B, action_dim], rewards, terminations (no time limit) [B]."""
 
     observations: Tensor
     next_observations: Tensor
@@ -252,9 +251,8 @@ class Actor(nn.Module):
         noise = torch.randn_like(mean)
         x = mean + log_std.exp() * noise
         # Change of variables (arXiv 1812.05905, appendix C), precise also where tanh(x) rounds to 1.
-        log_prob = (
-            -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - 2 * (math.log(2) - x - F.softplus(-2 * x))
-        )
+        log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
+        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))
         return torch.tanh(x), log_prob.sum(dim=1), torch.tanh(mean)
 
 

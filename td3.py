@@ -145,8 +145,7 @@ def conflicts(args: Args) -> list[tuple[bool, str]]:
 
 
 class Batch(NamedTuple):
-    """Transitions, B rows. `observations` and `next_observations` are [B, obs_dim], `actions` [B, action_dim],
-    `rewards` and `terminations` [B]; a time limit is no termination."""
+    """B transitions: observations [B, obs_dim], actions [B, action_dim], rewards, terminations (no time limit) [B]."""
 
     observations: Tensor
     next_observations: Tensor
