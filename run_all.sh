@@ -35,8 +35,7 @@ project=$(dirname "$0") && [[ -f $project/td3.py ]] || project=${SLURM_SUBMIT_DI
 { CDPATH="" cd -- "$project" && [[ -f td3.py ]]; } || die "no td3.py beside run_all.sh, nor where sbatch was called"
 declare -A budget=([dog-run]=1000000 [humanoid-run]=1000000 [walker-walk]=1100) # steps; the other tasks: 500,000
 runs=() known="" # a run is "NAME STEPS COMMAND"
-# Adds each run that the filters leave in, once. --resume starts it, goes on with it, or leaves it alone if complete.
-add() { # SEEDS TASKS VARIANT[:FLAG ...] ...
+add() { # SEEDS TASKS VARIANT[:FLAG ...] ...: adds each run that the filters leave in, once
   for seed in $1; do for task in $2; do for variant in "${@:3}"; do
     IFS=:= read -ra words <<<"${variant//:/:--}"
     [[ ${words[0]} =~ ^(ams_)?[a-z]+3? ]] && script=${BASH_REMATCH[0]} name=${task}__${words[0]}__$seed
@@ -93,7 +92,7 @@ sys.exit(0 if set(total) == {"done"} else 75 if set(total) <= {"done", "running"
 [[ $mode == status ]] && { "$python" -c "$tell" "${runs[@]}"; exit 0; }
 check=' # What is behind -- must suit every script of the selection: the first run of each is tried.
 import importlib, shlex, sys, tyro
-for script, *words in {run.split()[4]: shlex.split(run)[4:] for run in sys.argv[1:]}.values():
+for script, *words in {words[4]: words[4:] for words in map(shlex.split, sys.argv[1:])}.values():
     Args = importlib.import_module(script[:-3]).Args
     if unknown := tyro.cli(Args, prog=script, args=words, return_unknown_args=True)[1]:
         sys.exit(f"run_all.sh: error: {script} does not know {unknown[0]}")'
@@ -102,10 +101,10 @@ for script, *words in {run.split()[4]: shlex.split(run)[4:] for run in sys.argv[
 train() { # [GPU ...] RUN, in a shell of its own, in one of the slots of xargs
   trap stopping=yes URG                    # which neither xargs nor the scripts notice
   kill -0 "$SWEEP" 2>/dev/null || exit 255 # the sweep was killed; 255 makes xargs stop
-  read -r name steps command <<<"${!#}"
-  [[ -z $EXTRA ]] && grep -qs "\"global_step\": $steps," "runs/$name/result.json" && return
   (($# == 1)) || export CUDA_VISIBLE_DEVICES="${*:SLOT % ($# - 1) + 1:1}"
-  printf "%(%F %T)T %s, GPU %s: %s\n" -1 "$HOSTNAME" "${CUDA_VISIBLE_DEVICES-all}" "$command" | tee -a "runs/$name.log"
+  read -r name steps command <<<"${!#}" && where=$HOSTNAME${CUDA_VISIBLE_DEVICES:+, GPU $CUDA_VISIBLE_DEVICES}
+  [[ -z $EXTRA ]] && grep -qs "\"global_step\": $steps," "runs/$name/result.json" && return
+  printf "%(%F %T)T %s: %s\n" -1 "$where" "$command" | tee -a "runs/$name.log"
   eval "$command" >>"runs/$name.log" 2>&1
   status=$? words=([0]="done" [75]=elsewhere [130]=stopped [143]=stopped)
   echo "$name: ${words[status]:-failed}: $(tail -n 1 "runs/$name.log")"
@@ -119,8 +118,9 @@ read -r -d "" -a gpu_list <<<"${gpus//,/ }"
 cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ((jobs)) || ((jobs = cores / 9, most = 4 * ${#gpu_list[@]}, jobs = most && jobs > most ? most : jobs ? jobs : 1))
 xargs --process-slot-var=SLOT true </dev/null 2>/dev/null || die "needs GNU xargs; macOS: brew install findutils"
-mkdir -p runs && echo "${#runs[@]} runs, $jobs at once ($cores cores, GPUs: ${gpu_list[*]:-none}); logs: $PWD/runs/"
-export -f train && export SWEEP=$$ EXTRA="${extra[*]}" stopping=""
+mkdir -p runs || exit 2
+echo "${#runs[@]} runs, $jobs at once ($cores cores, GPUs: ${gpu_list[*]:-none}); logs: $PWD/runs/"
+export -f train && export SWEEP=$$ EXTRA="${extra[*]}" stopping="" waited=0
 trap "" PIPE # from a `| tee` that Ctrl-C ends
 for signal in INT TERM HUP USR1; do
   trap "stopping=$signal; echo 'SIG$signal: the runs save their checkpoints' 2>/dev/null" "$signal"
@@ -128,9 +128,10 @@ done
 set -m # xargs gets a process group, so that signals reach all that it starts
 (trap "" INT TERM HUP TTOU && exec xargs -0 -n 1 -P "$jobs" --process-slot-var=SLOT bash -c 'train "$@" 2>&1' - \
   "${gpu_list[@]}" 2>/dev/null) < <(printf "%s\0" "${runs[@]}") &
-while kill -0 $! 2>/dev/null; do
-  if [[ -z $stopping ]]; then wait $!; else kill -URG -- -$! && kill -TERM -- -$! && sleep 1; fi
-done
+while kill -0 $! 2>/dev/null; do # a signal that comes while a script is starting is lost, so it comes again
+  if [[ -z $stopping ]]; then wait $!; else sleep 1; fi
+  [[ -n $stopping ]] && ((waited++ % 10 == 0)) && kill -URG -- -$! && kill -TERM -- -$!
+done 2>/dev/null
 told=$("$python" -c "$tell" "${runs[@]}") && status=0 || status=$?
 echo "$told" 2>/dev/null
 [[ $stopping == USR1 && $status != 0 && -n ${SLURM_JOB_ID:-} ]] &&

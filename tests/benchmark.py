@@ -1,18 +1,23 @@
-"""How fast are the scripts, against a straightforward port and against what the machine could do at best?
+"""How fast are the scripts: beside Stable-Baselines3, beside a straightforward port, and by themselves?
 
-    python tests/benchmark.py                                      # dog-run, on the CPU: a few minutes
+    python tests/benchmark.py                                # dog-run, on the CPU: a few minutes
     python tests/benchmark.py --env-id cheetah-run --threads 2
-    python tests/benchmark.py --device cuda --cuda-graphs          # on a GPU
+    python tests/benchmark.py --device cuda --cuda-graphs    # on a GPU
+    pip install --no-deps stable-baselines3==2.9.2           # (needs nothing that requirements.txt does not install)
+    python tests/benchmark.py --peers --threads 2            # beside Stable-Baselines3's TD3 and SAC
 
-Prints one table and writes it as JSON. Every comparison is between things measured in turns in this one process, and
-every number is a median over the turns: on a shared machine a single timing means little. The port below is AMS-TD3
-written down in the obvious way; it is here to be compared with, and nobody trains with it.
+Prints ratios and numbers, and writes them as JSON. Everything that is compared is measured in turns in this one
+process, on the same task with 8 environments, networks of 256 and 256 units, batches of 256 and one update per vector
+step. A number is a median over the turns, and a ratio the median of the turns' ratios: on a shared machine a single
+timing means little. The port below is AMS-TD3 written down in the obvious way; nobody trains with it.
 """
 
+import contextlib
 import copy
 import importlib
+import io
+import itertools
 import json
-import math
 import os
 import platform
 import statistics
@@ -20,166 +25,103 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-os.environ["MUJOCO_GL"] = "disable"
-import gymnasium as gym  # noqa: E402
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
-import torch  # noqa: E402
-import torch.nn as nn  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import tyro  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import psutil
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+OFF_POLICY = ["td3", "ams_td3", "sac", "ams_sac"]
+NUM_ENVS = 8
+STEPS = 64  # of warming up, and then of measuring, in a turn of the training benchmark: one rollout of PPO
+CAPACITY = 100_000  # transitions in a replay buffer
 
 
 @dataclass
 class BenchmarkArgs:
     env_id: str = "dog-run"
     """the task; its shapes are those of the update benchmark"""
+    peers: bool = False
+    """measure whole training beside Stable-Baselines3's, each at its best number of threads, and nothing else"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where networks and buffer live"""
     cuda_graphs: bool = False
     """measure the scripts with --cuda-graphs"""
     threads: int = 1
-    """learner threads, for every candidate alike"""
+    """learner threads, for every candidate alike; --peers tries all numbers up to this one"""
     turns: int = 30
     """turns of the update benchmark; each candidate makes four updates a turn"""
     step_turns: int = 5
-    """turns of the whole-training benchmark; each candidate makes 60 steps a turn"""
+    """turns of the training benchmark; each candidate makes 64 steps a turn, after 64 of warming up"""
     output: str = "benchmark.json"
     """where the numbers are written"""
 
 
-# ---------------------------------------------------------------------------------------------- straightforward port
+def make_port_update(obs_dim, action_dim, device, k=8, epsilon=0.2):
+    """A function that makes AMS-TD3's next update, eager: states repeated K times, torch.linalg.qr per batch, unfused
+    Adam, parameter-by-parameter averaging, one array a field in host memory."""
+    layers = [nn.Linear(obs_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, action_dim), nn.Tanh()]
+    actor = nn.Sequential(*layers).to(device)
+    layers = [nn.Linear(obs_dim + action_dim, 256), nn.LayerNorm(256), nn.ReLU(), nn.Linear(256, 256)]
+    qf1 = nn.Sequential(*layers, nn.LayerNorm(256), nn.ReLU(), nn.Linear(256, 1)).to(device)
+    qf2 = copy.deepcopy(qf1)
+    target_actor, qf1_target, qf2_target = (copy.deepcopy(net) for net in (actor, qf1, qf2))
+    adam = partial(torch.optim.Adam, lr=3e-4, foreach=False, fused=False)
+    q_optimizer, actor_optimizer = adam([*qf1.parameters(), *qf2.parameters()]), adam(actor.parameters())
+    shapes = [(obs_dim,), (obs_dim,), (action_dim,), (), ()]
+    buffer = [np.random.rand(CAPACITY, *shape).astype(np.float32) for shape in shapes]
+    with_actor = itertools.cycle([False, True])
 
-
-class PortQNetwork(nn.Module):
-    def __init__(self, obs_dim, action_dim):
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(obs_dim + action_dim, 256), nn.Linear(256, 256), nn.Linear(256, 1)
-        self.ln1, self.ln2 = nn.LayerNorm(256), nn.LayerNorm(256)
-
-    def forward(self, x, a):
-        x = F.relu(self.ln1(self.fc1(torch.cat([x, a], 1))))
-        return self.fc3(F.relu(self.ln2(self.fc2(x))))
-
-
-class PortActor(nn.Module):
-    def __init__(self, obs_dim, action_dim):
-        super().__init__()
-        self.fc1, self.fc2, self.fc_mu = nn.Linear(obs_dim, 256), nn.Linear(256, 256), nn.Linear(256, action_dim)
-
-    def forward(self, x):
-        return torch.tanh(self.fc_mu(F.relu(self.fc2(F.relu(self.fc1(x))))))
-
-
-class Port:
-    """AMS-TD3, eager: states repeated K times, torch.linalg.qr per batch, unfused Adam, parameter-by-parameter
-    averaging, one array a field in host memory, environments one after the other, through shimmy's wrappers."""
-
-    def __init__(self, env_id, obs_dim, action_dim, device, capacity, num_envs=8, num_neighbors=8, epsilon=0.2):
-        self.device, self.num_neighbors, self.epsilon, self.updates = device, num_neighbors, epsilon, 0
-        self.actor = PortActor(obs_dim, action_dim).to(device)
-        self.qf1, self.qf2 = (PortQNetwork(obs_dim, action_dim).to(device) for _ in range(2))
-        self.pairs = [(net, copy.deepcopy(net)) for net in (self.actor, self.qf1, self.qf2)]
-        critics = [*self.qf1.parameters(), *self.qf2.parameters()]
-        self.q_optimizer = torch.optim.Adam(critics, lr=3e-4, foreach=False, fused=False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=3e-4, foreach=False, fused=False)
-        shapes = [(obs_dim,), (obs_dim,), (action_dim,), (), ()]
-        self.fields = [np.random.rand(capacity, *shape).astype(np.float32) for shape in shapes]
-        self.env_id, self.num_envs, self.envs = env_id, num_envs, None
-
-    def update(self):
-        rows = np.random.randint(0, len(self.fields[0]), 256)
-        obs, next_obs, actions, rewards, dones = (
-            torch.as_tensor(field[rows], device=self.device) for field in self.fields
-        )
-        (_, target_actor), (_, qf1_target), (_, qf2_target) = self.pairs
-        batch, dim, k = len(rows), actions.shape[1], self.num_neighbors
+    def update():
+        rows = np.random.randint(0, CAPACITY, 256)
+        obs, next_obs, actions, rewards, dones = (torch.as_tensor(field[rows], device=device) for field in buffer)
         with torch.no_grad():
-            mu = target_actor(next_obs)
-            frames = [torch.linalg.qr(torch.randn(batch, dim, min(k, dim), device=self.device))]
-            while sum(frame[0].shape[2] for frame in frames) < k:
-                frames.append(torch.linalg.qr(torch.randn(batch, dim, dim, device=self.device)))
+            shape = 256, action_dim, min(k, action_dim)
+            frames = [torch.linalg.qr(torch.randn(shape, device=device)) for _ in range(-(-k // action_dim))]
             signed = [q * torch.diagonal(r, dim1=1, dim2=2).sign().unsqueeze(1) for q, r in frames]
             directions = torch.cat(signed, 2)[:, :, :k].transpose(1, 2)
-            neighbors = (mu.unsqueeze(1) + self.epsilon * directions).clamp(-1, 1).reshape(batch * k, dim)
-            states = next_obs.repeat_interleave(k, 0)
-            next_q = torch.min(qf1_target(states, neighbors), qf2_target(states, neighbors)).view(batch, k).mean(1)
+            neighbors = (target_actor(next_obs).unsqueeze(1) + epsilon * directions).clamp(-1, 1)
+            inputs = torch.cat([next_obs.repeat_interleave(k, 0), neighbors.reshape(256 * k, action_dim)], 1)
+            next_q = torch.min(qf1_target(inputs), qf2_target(inputs)).view(256, k).mean(1)
             target = rewards + 0.99 * (1 - dones) * next_q
-        loss1 = F.mse_loss(self.qf1(obs, actions).view(-1), target)
-        loss2 = F.mse_loss(self.qf2(obs, actions).view(-1), target)
-        self.q_optimizer.zero_grad()
-        (loss1 + loss2).backward()
-        self.q_optimizer.step()
-        self.updates += 1
-        if self.updates % 2 == 0:
-            actor_loss = -self.qf1(obs, self.actor(obs)).mean()
-            self.actor_optimizer.zero_grad()
+        inputs = torch.cat([obs, actions], 1)
+        loss = F.mse_loss(qf1(inputs).view(-1), target) + F.mse_loss(qf2(inputs).view(-1), target)
+        q_optimizer.zero_grad()
+        loss.backward()
+        q_optimizer.step()
+        if next(with_actor):
+            actor_loss = -qf1(torch.cat([obs, actor(obs)], 1)).mean()
+            actor_optimizer.zero_grad()
             actor_loss.backward()
-            self.actor_optimizer.step()
-            for net, target_net in self.pairs:
+            actor_optimizer.step()
+            for net, target_net in ((actor, target_actor), (qf1, qf1_target), (qf2, qf2_target)):
                 for parameter, target_parameter in zip(net.parameters(), target_net.parameters(), strict=True):
                     target_parameter.data.copy_(0.005 * parameter.data + 0.995 * target_parameter.data)
 
-    def make_env(self):
-        known = self.env_id in gym.registry
-        env = gym.make(self.env_id if known else f"dm_control/{self.env_id}-v0")
-        return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.FlattenObservation(env))
-
-    def steps(self, count):
-        """Trains for `count` steps; returns seconds (whole, simulating, updating)."""
-        if self.envs is None:
-            import shimmy
-
-            gym.register_envs(shimmy)
-            self.envs = gym.vector.SyncVectorEnv([self.make_env] * self.num_envs)
-            self.obs, self.position = self.envs.reset(seed=1)[0], 0
-        simulating = updating = 0.0
-        start = time.perf_counter()
-        for _ in range(count):
-            with torch.no_grad():
-                actions = self.actor(torch.as_tensor(self.obs, dtype=torch.float32, device=self.device))
-                actions = (actions + torch.randn_like(actions) * 0.1).clamp(-1, 1).cpu().numpy()
-            before = time.perf_counter()
-            next_obs, rewards, terminations, _, _ = self.envs.step(actions)
-            simulating += time.perf_counter() - before
-            where = np.arange(self.position, self.position + self.num_envs) % len(self.fields[0])
-            for field, values in zip(self.fields, (self.obs, next_obs, actions, rewards, terminations), strict=True):
-                field[where] = values
-            self.obs, self.position = next_obs, self.position + self.num_envs
-            before = time.perf_counter()
-            self.update()
-            updating += time.perf_counter() - before
-        return time.perf_counter() - start, simulating, updating
+    return update
 
 
-# -------------------------------------------------------------------------------------------------------- measuring
-
-
-def synchronize(device):
-    if device.type == "cuda":
+def now(device):
+    """Seconds on a clock, once the device has done what it was given."""
+    if device == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def in_turns(candidates, turns, device):
-    """Median seconds a call of each of `candidates` {name: (function, calls a turn)}, which take turns."""
-    times = {name: [] for name in candidates}
-    for turn in tqdm(range(turns + 2), leave=False, disable=not sys.stderr.isatty()):
-        for name, (function, calls) in candidates.items():
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            synchronize(device)
-            if turn >= 2:  # two turns of warming up
-                times[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(values) for name, values in times.items()}
+def in_turns(candidates, turns):
+    """What each of `candidates` {name: function} returns, seconds in most, when they take turns: {name: [turns]}."""
+    results = {name: [] for name in candidates}
+    for _ in range(turns):
+        for name, function in candidates.items():
+            results[name].append(function())
+    return results
 
 
 def script_args(module, args, **changes):
@@ -188,288 +130,219 @@ def script_args(module, args, **changes):
     return module.Args(**{name: value for name, value in settings.items() if name in known})
 
 
-def make_update(module, args, obs_dim, action_space, device):
-    """A function that makes the script's next update, on a buffer of random transitions."""
-    script = script_args(module, args)
-    agent = module.Agent(obs_dim, action_space, script).to(device)
-    buffer = module.ReplayBuffer(100_000, obs_dim, action_space.shape[0], device)
-    for _ in range(10):
-        buffer.add(torch.rand(10_000, sum(buffer.columns), device=device))
-    update_networks = module.make_update(agent, *module.make_optimizers(agent, script), buffer, script)
-    count = 0
+def make_update(module, args, obs_dim, action_dim, rows):
+    """A function that makes the script's next update as its train() does, on `rows` of random transitions."""
+    script, device = script_args(module, args), torch.device(args.device)
+    agent = module.Agent(obs_dim, action_dim, script).to(device)
+    adam = partial(torch.optim.Adam, lr=3e-4, fused=True, capturable=args.cuda_graphs)
+    optimizers = [adam(agent.critic_parameters()), adam(agent.actor.parameters())]
+    optimizers += [adam([agent.log_alpha])] if hasattr(agent, "log_alpha") else []
+    with contextlib.redirect_stdout(io.StringIO()):
+        rb = module.ReplayBuffer(1, obs_dim, action_dim, device)
+    rb.rows, rb.size = rows, len(rows)
+    updates = [partial(module.update, agent, *optimizers, script, with_actor) for with_actor in (False, True)]
+    if args.cuda_graphs:
+        updates = [module.CudaGraphModule(update) for update in updates]
+    updates = itertools.cycle(updates)  # the default is an update of the actor for two of the critics
 
     def update():
-        nonlocal count
-        count += 1
-        update_networks(with_actor=count % script.policy_frequency == 0)
+        draws = [rb.sample(script.batch_size)]
+        if hasattr(module, "sample_directions"):
+            size = script.batch_size, script.num_neighbors, action_dim
+            draws += [module.sample_directions(script.sampling, *size, device)]
+        next(updates)(*draws)
 
     return update
 
 
-def ten_products(left, right):
-    """A function that multiplies ten times; on CUDA as one graph, or it would be the launches that are measured."""
+def train(module, args, envs):
+    """Runs the script's own train() with a clock at its joints: for STEPS steps, after as many of warming up, seconds
+    [3] of a step, of updating while the environments simulate (never PPO), and of waiting for them after that. On a GPU
+    a call that updates returns before it is done."""
+    changes = {"num_envs": NUM_ENVS, "total_timesteps": 2 * STEPS + 1, "learning_starts": 256 // NUM_ENVS + 1}
+    changes |= {"buffer_size": CAPACITY, "num_steps": STEPS, "num_minibatches": 1}
+    times = []  # four a step: actions are sent, waiting begins, waiting ends, the step is logged
 
-    def multiply():
-        for _ in range(10):
-            F.linear(left, right)
-
-    if not left.is_cuda:
-        return multiply
-    multiply()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        multiply()
-    return graph.replay
-
-
-def matrix_products(obs_dim, action_dim, batch, neighbors, device):
-    """Seconds that an AMS-TD3 update must spend in matrix products: each shape's product, timed alone, times its count.
-
-    Target: actor on B states, first layers of two critics on B states and B K actions, second layers on B K rows.
-    Critics: forward, gradients of weights, gradient of the second layer's input. Every second update, the actor's step.
-    """
-    wide = batch * neighbors
-    forward_actor = [(batch, obs_dim, 256), (batch, 256, 256), (batch, 256, action_dim)]
-    forward_critic = [(batch, obs_dim + action_dim, 256), (batch, 256, 256)]
-    products = [(1.0, shape) for shape in forward_actor]
-    products += [(2.0, (batch, obs_dim, 256)), (2.0, (wide, action_dim, 256)), (2.0, (wide, 256, 256))]
-    products += [(2.0, shape) for shape in forward_critic]
-    products += [(2.0, (obs_dim + action_dim, batch, 256)), (2.0, (256, batch, 256)), (2.0, (batch, 256, 256))]
-    products += [(0.5, shape) for shape in forward_actor + forward_critic]
-    products += [(0.5, (batch, 256, 256)), (0.5, (batch, 256, obs_dim + action_dim))]  # the critic's inputs
-    products += [(0.5, (k, rows, n)) for rows, k, n in forward_actor]  # the actor's weights
-    products += [(0.5, (batch, 256, 256)), (0.5, (batch, action_dim, 256))]  # the actor's inputs
-    candidates, counts = {}, {}
-    for count, shape in products:
-        rows, inner, columns = shape
-        left, right = torch.rand(rows, inner, device=device), torch.rand(columns, inner, device=device)
-        candidates[shape] = ten_products(left, right), 1
-        counts[shape] = counts.get(shape, 0) + count
-    seconds = in_turns(candidates, 10, device)
-    flops = sum(2 * count * math.prod(shape) for shape, count in counts.items())
-    return sum(count * seconds[shape] / 10 for shape, count in counts.items()), flops
-
-
-def simulator_alone(envs, steps=60):
-    """Seconds a vector step when workers do nothing but simulate: random actions, no learner."""
-    space = envs.single_action_space
-    actions = np.random.uniform(space.low, space.high, (steps, envs.num_envs, *space.shape)).astype(np.float32)
-    start = time.perf_counter()
-    for action in actions:
-        envs.step(action)
-    return (time.perf_counter() - start) / steps
-
-
-class NullEnv(gym.Env):
-    """Costs nothing: what a vector step of it takes are the messages and copies of the vector environment."""
-
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
-        self.observation = np.zeros(observation_space.shape, np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        return self.observation, {}
-
-    def step(self, action):
-        return self.observation, 0.0, False, False, {}
-
-
-def environment_step(module, env_id, steps=300):
-    """Seconds of one environment's step in its worker, whole and without what this project puts around it."""
-    env = module.make_env(env_id)()
-    env.reset(seed=1)
-    inner = env.unwrapped.env if isinstance(env.unwrapped, module.DMControlEnv) else env.unwrapped
-    space, whole, own = env.action_space, [], []
-    for _ in range(steps):
-        action = np.random.uniform(space.low, space.high).astype(np.float32)
-        start = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(action)
-        whole.append(time.perf_counter() - start)
-        if terminated or truncated:
-            env.reset()
-        start = time.perf_counter()
-        inner.step(action)
-        own.append(time.perf_counter() - start)
-    return statistics.median(whole), statistics.median(own)
-
-
-def steps_of_ppo(module, args, envs):
-    """Seconds (whole, simulating, updating) of 128 steps of ppo.py's own train().
-
-    A rollout of 64 steps with one minibatch keeps PPO's default of 512 samples a minibatch and 10 of them for 64 steps.
-    """
-    timed, marks = TimedTraining(module, args, envs), {}
-    saved = module.update_agent, module.evaluate, envs.step, module.Run.count_step, sys.stdout
-
-    def count_step(run, metrics, infos):
-        saved[3](run, metrics, infos)
-        marks[run.global_step] = time.perf_counter(), timed.waiting, timed.updating
-
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silent:
-        changes = dict(run_dir=folder, total_timesteps=192, num_steps=64, num_minibatches=1, num_envs=envs.num_envs)
-        script = script_args(module, args, **changes)
-        module.update_agent, envs.step = timed.timed(saved[0], "updating"), timed.timed(envs.step, "waiting")
-        module.evaluate = lambda *given: (np.zeros(script.eval_episodes), np.zeros(script.eval_episodes, dtype=int))
-        module.Run.count_step, sys.stdout = count_step, silent
-        try:
-            module.train(script, module.Run(script, []), envs, envs)
-        finally:
-            module.update_agent, module.evaluate, envs.step, module.Run.count_step, sys.stdout = saved
-    return tuple(after - before for before, after in zip(marks[64], marks[192], strict=True))
-
-
-class TimedTraining:
-    """The script's own train(), with a clock at its joints: the updates, the wait for the simulators, whole steps."""
-
-    def __init__(self, module, args, envs):
-        self.module, self.args, self.envs = module, args, envs
-        self.updating = self.waiting = 0.0
-
-    def timed(self, function, name):
-        def call(*arguments, **named):
-            start = time.perf_counter()
-            result = function(*arguments, **named)
-            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+    def clocked(function, before=False):
+        def call(*given, **named):
+            times.extend([time.perf_counter()] * before)
+            result = function(*given, **named)
+            times.append(time.perf_counter())
             return result
 
         return call
 
-    def steps(self, count, warm_up=20):
-        """Trains for `count` steps after some of warming up; returns seconds (whole, waiting, updating)."""
-        module, envs = self.module, self.envs
-        starts = math.ceil(256 / envs.num_envs) + 1
-        saved = module.make_update, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout
-        marks = {}
-
-        def count_step(run, metrics, infos):
-            saved[3](run, metrics, infos)
-            if run.global_step == starts + warm_up:
-                marks["start"], self.updating, self.waiting = time.perf_counter(), 0.0, 0.0
-            if run.global_step == starts + warm_up + count:
-                marks["end"] = time.perf_counter()
-
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silent:
-            changes = dict(run_dir=folder, learning_starts=starts, total_timesteps=starts + warm_up + count)
-            script = script_args(module, self.args, **changes, buffer_size=100_000, num_envs=envs.num_envs)
-            module.make_update = lambda *given: self.timed(saved[0](*given), "updating")
-            module.evaluate = lambda *given: (np.zeros(script.eval_episodes), np.zeros(script.eval_episodes, dtype=int))
-            envs.step_wait, module.Run.count_step, sys.stdout = (
-                self.timed(envs.step_wait, "waiting"),
-                count_step,
-                silent,
-            )
-            try:
-                module.train(script, module.Run(script, []), envs, envs)
-            finally:
-                module.make_update, module.evaluate, envs.step_wait, module.Run.count_step, sys.stdout = saved
-        return marks["end"] - marks["start"], self.waiting, self.updating
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        script = script_args(module, args, run_dir=folder, **changes)
+        run = module.Run(script, torch.device(args.device), [])
+        run.log_step = clocked(run.log_step)
+        # Training is what is measured; there is no episode for a result.
+        run.evaluate, run.finish = lambda policy, envs: False, lambda agent: run.writer.close()
+        envs.step_async, envs.step_wait = clocked(envs.step_async), clocked(envs.step_wait, before=True)
+        try:
+            module.train(script, run, envs)
+        finally:
+            del envs.step_async, envs.step_wait
+    sent, begun, ended, logged = np.reshape(times, (-1, 4))[: 2 * STEPS].T
+    parts = logged[-1] - logged[-1 - STEPS], (begun - sent)[-STEPS:].sum(), (ended - begun)[-STEPS:].sum()
+    return np.array(parts) / STEPS
 
 
-def median_shares(turns, count):
-    """Median seconds a step, and the median shares of its two parts and of the rest."""
-    parts = [[part / whole for whole, *both in turns for part in (both[i],)] for i in range(2)]
-    first, second = (statistics.median(part) for part in parts)
-    return statistics.median(turn[0] for turn in turns) / count, first, second, 1 - first - second
+def make_peers(env_id, device):
+    """Stable-Baselines3's TD3 and SAC as functions that train for STEPS vector steps, after as many of warming up, and
+    return seconds of a step; and their environments, in worker processes."""
+    from stable_baselines3 import SAC, TD3
+    from stable_baselines3.common.noise import NormalActionNoise
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    make_env = importlib.import_module("td3").make_env
+    envs = SubprocVecEnv([partial(make_env, env_id)] * NUM_ENVS, start_method="fork")
+    settings = dict(learning_rate=3e-4, buffer_size=CAPACITY, learning_starts=256, batch_size=256, device=device)
+    settings |= dict(train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]})
+    noise = NormalActionNoise(np.zeros(envs.action_space.shape), np.full(envs.action_space.shape, 0.1))
+    models = {"sb3_td3": TD3("MlpPolicy", envs, policy_delay=2, action_noise=noise, **settings)}
+    models["sb3_sac"] = SAC("MlpPolicy", envs, **settings)
+
+    def learn(model):
+        for _ in range(2):
+            updates, start = model._n_updates, now(device)
+            model.learn(NUM_ENVS * STEPS, reset_num_timesteps=False)  # it counts frames
+        if model._n_updates - updates != STEPS:
+            raise RuntimeError(f"Stable-Baselines3 made {model._n_updates - updates} updates in {STEPS} vector steps")
+        return (now(device) - start) / STEPS
+
+    return {name: partial(learn, model) for name, model in models.items()}, envs
+
+
+def simulate(envs):
+    """Seconds [1] of a vector step when workers only simulate: random actions, no learner."""
+    actions = np.random.uniform(-1, 1, (STEPS, *envs.action_space.shape)).astype(np.float32)
+    start = time.perf_counter()
+    for action in actions:
+        envs.step(action)
+    return np.array([time.perf_counter() - start]) / STEPS
+
+
+def environment_step(module, env_id, steps=300):
+    """Seconds of one environment's step in its worker: whole, and without what this project puts around it."""
+    whole, times = module.make_env(env_id), []
+    whole.reset(seed=1)
+    inner = whole.env.env  # without the statistics of episodes and Task
+    for step in range(2 * steps):
+        env = inner if step % 2 else whole
+        action = env.action_space.sample()
+        start = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(action)
+        times.append(time.perf_counter() - start)
+        if terminated or truncated:
+            whole.reset()
+    return statistics.median(times[::2]), statistics.median(times[1::2])
+
+
+def compare(row, what, seconds, pairs):
+    """Prints how many times faster the first of each pair is: the median over the turns, and their quartiles."""
+    for fast, slow in pairs:
+        ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        row(f"{what}: {fast} is faster than {slow}", middle, "x", f"quartiles {low:.2f} and {high:.2f}")
+
+
+def measure_updates(args, modules, obs_dim, action_dim, row):
+    rows = torch.rand(CAPACITY, 2 * obs_dim + action_dim + 2, device=args.device)
+    candidates = {name: make_update(modules[name], args, obs_dim, action_dim, rows) for name in OFF_POLICY}
+    candidates["port"] = make_port_update(obs_dim, action_dim, args.device)
+
+    def four_times(update):
+        start = now(args.device)
+        for _ in range(4):
+            update()
+        return (now(args.device) - start) / 4
+
+    candidates = {name: partial(four_times, update) for name, update in candidates.items()}
+    in_turns(candidates, 2)  # of warming up
+    seconds = in_turns(candidates, args.turns)
+    compare(row, "update", seconds, [("ams_td3", "port"), ("td3", "ams_td3"), ("sac", "ams_sac")])
+    for name, values in seconds.items():
+        row(f"update: {name}", 1e3 * statistics.median(values), "ms")
+
+
+def measure_training(args, modules, envs, row):
+    candidates = {name: partial(train, module, args, envs) for name, module in modules.items()}
+    parts = in_turns(candidates | {"simulators alone": partial(simulate, envs)}, args.step_turns)
+    seconds = {name: [turn[0] for turn in turns] for name, turns in parts.items()}
+    compare(row, "training", seconds, [("td3", "ams_td3"), ("sac", "ams_sac")])
+    for name, turns in parts.items():
+        shares = np.median([turn / turn[0] for turn in turns], axis=0)[1:]
+        note = "updating while they simulate {:.0%}, waiting {:.0%}".format(*shares) if len(shares) else ""
+        row(f"training: {name}", 1 / statistics.median(seconds[name]), "steps/s", note)
+
+
+def measure_peers(args, modules, envs, row):
+    candidates, their_envs = make_peers(args.env_id, args.device)
+    candidates |= {name: lambda name=name: train(modules[name], args, envs)[0] for name in OFF_POLICY}
+
+    def with_threads(name, threads):
+        torch.set_num_threads(threads)
+        return candidates[name]()
+
+    cases = {case: partial(with_threads, *case) for case in itertools.product(candidates, range(1, args.threads + 1))}
+    first = {case: seconds for case, (seconds,) in in_turns(cases, 1).items()}
+    best = {name: min(first[case] for case in cases if case[0] == name) for name in candidates}
+    cases = {case: call for case, call in cases.items() if first[case] < 2 * best[case[0]]}  # the others are hopeless
+    seconds = in_turns(cases, args.step_turns)
+    best = {}
+    for (name, _), values in seconds.items():
+        best[name] = min(best.get(name, values), values, key=statistics.median)
+    compare(row, "training", best, [(name, f"sb3_{name.removeprefix('ams_')}") for name in OFF_POLICY])
+    for (name, threads), values in seconds.items():
+        row(f"training: {name}, {threads} threads", 1 / statistics.median(values), "steps/s")
+    their_envs.close()
 
 
 def main():
     args = tyro.cli(BenchmarkArgs, description=__doc__)
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # the scripts keep this number of threads
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    names = [name for name in ("td3", "ams_td3", "sac", "ams_sac") if (ROOT / f"{name}.py").exists()]
-    modules = {name: importlib.import_module(name) for name in names}
+    os.environ["MUJOCO_GL"] = "disable"
+    install = "pip install --no-deps stable-baselines3==2.9.2"
+    for wrong, message in [
+        (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
+        (args.cuda_graphs and args.device != "cuda", "--cuda-graphs needs --device cuda"),
+        (min(args.threads, args.turns, args.step_turns) < 1, "--threads, --turns and --step-turns must be positive"),
+        (not Path(args.output).absolute().parent.is_dir(), f"--output {args.output}: there is no such folder"),
+        (args.peers and not find_spec("stable_baselines3"), f"--peers needs Stable-Baselines3: {install}"),
+    ]:
+        if wrong:
+            sys.exit(f"benchmark.py: error: {message}")
+    modules = {name: importlib.import_module(name) for name in [*OFF_POLICY, "ppo"]}
     ams = modules["ams_td3"]
-    ams.find_env_id(args.env_id)
-    envs = ams.make_envs(args.env_id, 8)
-    obs_dim, action_space = envs.single_observation_space.shape[0], envs.single_action_space
-    action_dim = action_space.shape[0]
+    try:
+        ams.make_env(args.env_id).close()  # what this imports, the workers share
+    except Exception as error:
+        sys.exit(f"benchmark.py: error: --env-id {args.env_id} can't be made: {error}")
+    envs = ams.make_envs(args.env_id, NUM_ENVS)
+    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    torch.set_num_threads(args.threads)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
-    numbers = {"args": vars(args), "torch": torch.__version__, "cpu": platform.processor(), "gpu": gpu}
-    numbers |= {"cores": ams.count_cores(), "machine": platform.platform()}
-
-    print(f"{args.env_id} on {gpu or 'the CPU'}, {numbers['cores']} cores, {args.threads} learner threads")
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    cpu = next((line.split(": ")[1] for line in info.splitlines() if "model name" in line), platform.processor())
+    numbers = {"args": vars(args), "torch": torch.__version__, "cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+    print(f"{args.env_id} on {gpu or 'the CPU'}; {os.cpu_count()} cores of {cpu}")
 
     def row(name, value, unit, note=""):
-        print(f"{name:48s} {value:10.3f} {unit:8s} {note}", flush=True)
+        print(f"{name:42s} {value:9.2f} {unit:8s} {note}", flush=True)
         numbers[name] = value
 
-    # Updates
-    candidates = {
-        name: (make_update(module, args, obs_dim, action_space, device), 4) for name, module in modules.items()
-    }
-    port = Port(args.env_id, obs_dim, action_dim, device, 100_000)
-    candidates["port"] = port.update, 4
-    seconds = in_turns(candidates, args.turns, device)
-    for name, value in seconds.items():
-        row(f"update {name}", 1e3 * value, "ms")
-    for base in ("td3", "sac"):
-        if base in seconds:
-            row(f"update ams_{base} / {base}", seconds[f"ams_{base}"] / seconds[base], "x")
-    row("update port / ams_td3", seconds["port"] / seconds["ams_td3"], "x", "how many times faster than the port")
-    limit, flops = matrix_products(obs_dim, action_dim, 256, 8, device)
-    row("limit: matrix products of ams_td3's update", 1e3 * limit, "ms", f"{flops / limit / 1e9:.0f} GFLOP/s")
-    row("limit / update ams_td3", limit / seconds["ams_td3"], "x")
-    directions = in_turns(
-        {
-            "directions": (lambda: ams.orthonormal_directions(256, 8, action_dim, device), 4),
-            "qr": (lambda: torch.linalg.qr(torch.randn(256, action_dim, 8, device=device)), 4),
-        },
-        20,
-        device,
-    )
-    row("directions, Gram-Schmidt", 1e3 * directions["directions"], "ms")
-    row("directions, torch.linalg.qr without sign fix", 1e3 * directions["qr"], "ms")
-
-    # Whole training
     envs.reset(seed=1)
-    training = {name: TimedTraining(module, args, envs) for name, module in modules.items()}
-    ppo = importlib.import_module("ppo") if (ROOT / "ppo.py").exists() else None
-    turns = {name: [] for name in [*training, "port", *(["ppo"] if ppo else [])]}
-    alone = []
-    for _ in range(args.step_turns):
-        for name, candidate in training.items():
-            turns[name].append(candidate.steps(60))
-        turns["port"].append(port.steps(60))
-        if ppo:
-            turns["ppo"].append([part * 60 / 128 for part in steps_of_ppo(ppo, args, envs)])
-        alone.append(simulator_alone(envs))
-    for name, measured in turns.items():
-        step, waiting, updating, elsewhere = median_shares(measured, 60)
-        first = "simulating" if name in ("port", "ppo") else "waiting"
-        note = f"{first} {waiting:.0%}, updating {updating:.0%}, elsewhere {elsewhere:.0%}"
-        if device.type == "cuda":
-            note = ""  # a call that updates returns before the GPU has
-        row(f"training {name}", 1 / step, "steps/s", note)
-    row("training ams_td3 / port", numbers["training ams_td3"] / numbers["training port"], "x")
-    row("limit: 8 workers simulating alone", 1 / statistics.median(alone), "steps/s")
-
-    # The environment's side
-    whole, own = environment_step(ams, args.env_id)
-    row("environment step in a worker", 1e6 * whole, "us")
-    row("share of it that is this project's", 1 - own / whole, "x")
-    nothing = gym.vector.AsyncVectorEnv(
-        [lambda: NullEnv(envs.single_observation_space, action_space)] * 8,
-        copy=False,
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
-    )
-    nothing.reset()
-    row("messages and copies of a vector step", 1e6 * simulator_alone(nothing, 500), "us", "8 workers that do nothing")
-    nothing.close()
-
-    # Memory
-    workers = [psutil.Process(process.pid).memory_full_info().uss / 2**20 for process in envs.processes]
-    row("memory of a worker", statistics.median(workers), "MiB", "not shared with others")
-    row(
-        "memory of this process",
-        psutil.Process().memory_info().rss / 2**20,
-        "MiB",
-        "with the buffers of every candidate",
-    )
-    if device.type == "cuda":
-        row("memory on the device", torch.cuda.max_memory_allocated() / 2**20, "MiB", "peak, every candidate")
+    if args.peers:
+        measure_peers(args, modules, envs, row)
+    else:
+        measure_updates(args, modules, obs_dim, action_dim, row)
+        measure_training(args, modules, envs, row)
+        whole, inner = environment_step(ams, args.env_id)
+        row("an environment's step in a worker", 1e6 * whole, "us")
+        row("share of it that is this project's", 100 * (1 - inner / whole), "%")
+        workers = [psutil.Process(process.pid).memory_full_info().uss / 2**20 for process in envs.processes]
+        row("memory of a worker", statistics.median(workers), "MiB", "not shared with others")
     envs.close()
-
     Path(args.output).write_text(json.dumps(numbers, indent=2))
 
 
