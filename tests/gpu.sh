@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs CUDA, in one call of under 10 minutes, without network access: the tests marked for CUDA, the
-# benchmark with and without CUDA graphs, training through the command line, and a CPU's run resumed on CUDA.
-#
-# Uses $PYTHON, or the python3 that is there, with what requirements.txt lists; results go to $OUT.
+# Everything that needs CUDA, in under 10 minutes: the tests marked for CUDA, the benchmark, training through the command
+# line, and a CPU's run resumed. Uses $PYTHON, or python3, with what requirements.txt lists; results go to $OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-.}

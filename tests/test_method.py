@@ -46,9 +46,6 @@ def positive_qr(rows):
     return (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).mT
 
 
-# ------------------------------------------------------------------------------------------------------ directions
-
-
 def test_both_scripts_have_the_same_directions_and_neighborhood():
     """So the tests below need only one of them."""
     for name in ("orthonormal_directions", "sample_directions", "neighborhood_actions"):
@@ -150,8 +147,6 @@ def test_neighborhood_actions_stay_within_the_bounds_of_each_dimension(float64, 
         expected = [[min(max(a, low[i].item()), high[i].item()) for a in row] for row in moved]
         torch.testing.assert_close(actions[:, :, i], torch.tensor(expected))
     assert torch.equal(actions.amin(dim=(0, 1)), low) and torch.equal(actions.amax(dim=(0, 1)), high)
-    actions = ams_td3.neighborhood_actions(centers, directions, 0.5, -0.7, 0.7)  # numbers, as the scripts give them
-    assert torch.equal(actions, (centers[:, None] + 0.5 * directions).clip(-0.7, 0.7))
 
 
 class Count(TorchDispatchMode):
@@ -258,7 +253,6 @@ def test_target_shift_of_a_quadratic_is_its_laplacian(float64, module, sampling,
     batch = make_batch(module, next_actions, next_actions)
     stages = diagnose(module, agent, batch, sampling=sampling, num_neighbors=num)
     shift = GAMMA * EPSILON**2 / 12 * hessian.trace().item() * math.sqrt(0.75)  # a quarter of the rows is terminated
-    assert shift > 0.05
     assert stages["target_shift"] == pytest.approx(shift / point_deviation(agent, batch), rel=1e-5)
     assert stages["target_noise"] < 1e-5 * stages["target_shift"]
 

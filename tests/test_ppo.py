@@ -179,8 +179,6 @@ def test_epochs_take_each_sample_once_until_target_kl(float64, monkeypatch):
     assert ppo.update_agent(agent, None, few, args) == ({}, 0)
 
 
-# -------------------------------------------------------------------------------------------------------- the loop
-
 ENDS = {(2, 0): "terminated", (3, 1): "truncated", (5, 2): "truncated", (8, 0): "truncated", (12, 1): "terminated"}
 CUTS = {0, 7, 10}  # steps with an evaluation, which ends all episodes: in a rollout, and between two
 
