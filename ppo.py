@@ -33,17 +33,18 @@ networks and used, unchanged, at evaluation; a last rollout that the budget cuts
 and the learning rate falls with the steps; minibatches have one size, so a remainder is left out, others in each epoch.
 """
 
+import atexit
 import contextlib
 import fcntl
 import importlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -496,7 +497,7 @@ class Task(gym.Wrapper):
             log(f"{error}; the episode is cut short at its last valid observation")
             return self.last_observation, 0.0, False, True, {}
         reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
-        if not math.isfinite(reward):
+        if not np.isfinite(np.float32(reward)):
             raise ChildProcessError(f"the reward is {reward}")
         return self.flatten(observation), float(reward), bool(terminated), bool(truncated), {}
 
@@ -569,6 +570,7 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
     """Worker environments. One that ends is reset in the same step, and its last observation is in the infos."""
     gym.logger.min_level = 50  # an environment's error becomes one line
+    atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])  # whatever has happened
     return WorkerEnvs([partial(make_env, env_id)] * num_envs, copy=False, autoreset_mode="SameStep", worker=simulate)
 
 
@@ -677,7 +679,7 @@ class Run:
         except OSError as error:
             busy = isinstance(error, BlockingIOError) and "another process is training there"
             fail(f"--run-dir {self.dir} can't be used: {busy or error}", os.EX_TEMPFAIL if busy else 2)
-        if not (self.dir / "args.json").exists():
+        if not any('"algorithm"' in path.read_text() for path in self.dir.glob("args.json")):
             if any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
         elif not args.resume and not args.overwrite:
@@ -721,7 +723,6 @@ class Run:
         if self.args.track:
             settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
             importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
-        threading.excepthook = lambda died: None  # TensorBoard's thread dies of a full disk: write_scalars() warns
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -859,7 +860,7 @@ def main() -> int:
     try:
         make_env(args.env_id).close()
     except Exception as error:
-        fail(f"--env-id {args.env_id} can't be made: {error}")
+        fail(f"--env-id {args.env_id} can't be made: {error!r}")
     stop: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))

@@ -29,6 +29,7 @@ diverges on narrow bounds); the density is exact (no constant inside its logarit
 the update runs while the environments simulate (so it draws from the transitions up to the step before).
 """
 
+import atexit
 import contextlib
 import copy
 import fcntl
@@ -36,11 +37,11 @@ import importlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -485,7 +486,7 @@ class Task(gym.Wrapper):
             log(f"{error}; the episode is cut short at its last valid observation")
             return self.last_observation, 0.0, False, True, {}
         reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
-        if not math.isfinite(reward):
+        if not np.isfinite(np.float32(reward)):
             raise ChildProcessError(f"the reward is {reward}")
         return self.flatten(observation), float(reward), bool(terminated), bool(truncated), {}
 
@@ -558,6 +559,7 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
     """Worker environments. One that ends is reset in the same step, and its last observation is in the infos."""
     gym.logger.min_level = 50  # an environment's error becomes one line
+    atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])  # whatever has happened
     return WorkerEnvs([partial(make_env, env_id)] * num_envs, copy=False, autoreset_mode="SameStep", worker=simulate)
 
 
@@ -666,7 +668,7 @@ class Run:
         except OSError as error:
             busy = isinstance(error, BlockingIOError) and "another process is training there"
             fail(f"--run-dir {self.dir} can't be used: {busy or error}", os.EX_TEMPFAIL if busy else 2)
-        if not (self.dir / "args.json").exists():
+        if not any('"algorithm"' in path.read_text() for path in self.dir.glob("args.json")):
             if any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
                 fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
         elif not args.resume and not args.overwrite:
@@ -710,7 +712,6 @@ class Run:
         if self.args.track:
             settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
             importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
-        threading.excepthook = lambda died: None  # TensorBoard's thread dies of a full disk: write_scalars() warns
         self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -848,7 +849,7 @@ def main() -> int:
     try:
         make_env(args.env_id).close()
     except Exception as error:
-        fail(f"--env-id {args.env_id} can't be made: {error}")
+        fail(f"--env-id {args.env_id} can't be made: {error!r}")
     stop: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
