@@ -360,9 +360,8 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, action_dim, args).to(device)
     adam = partial(optim.Adam, fused=True, capturable=args.cuda_graphs)
-    q_optimizer = adam(agent.critic_parameters(), lr=args.q_lr)
+    q_optimizer, alpha_optimizer = adam(agent.critic_parameters(), lr=args.q_lr), adam([agent.log_alpha], lr=args.q_lr)
     actor_optimizer = adam(agent.actor.parameters(), lr=args.policy_lr)
-    alpha_optimizer = adam([agent.log_alpha], lr=args.q_lr)
     rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
     optimizers = {"q_optimizer": q_optimizer, "actor_optimizer": actor_optimizer, "alpha_optimizer": alpha_optimizer}
     run.restore(agent=agent, rb=rb, **optimizers)
