@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
+RUN = Path("run")  # where a small run is written, in the test's own folder
 LIMIT = 240  # seconds; nothing here takes a tenth of it on an idle machine
 OFF_POLICY = "--learning-starts 20 --batch-size 8 --buffer-size 1000"
 SCRIPTS = dict.fromkeys(("ams_td3", "ams_sac", "td3", "sac"), OFF_POLICY)
@@ -30,7 +31,7 @@ SERVER.set_forkserver_preload(["torch.utils.tensorboard", "tensordict.nn", "gymn
 running = []
 
 
-def become(script: str, words: list[str], cwd: Path, outputs: list[str], environ: dict, before: str) -> None:
+def become(script: str, words: list[str], cwd: str, outputs: list[str], environ: dict, before: str) -> None:
     """Turns this process into a script's; `before` is code that makes its world another one, such as a full disk."""
     multiprocessing.process._parent_process = None  # a shell's child has none
     multiprocessing.set_start_method("fork", force=True)  # Python's own choice on Linux
@@ -48,11 +49,13 @@ def become(script: str, words: list[str], cwd: Path, outputs: list[str], environ
 class Command:
     """A script that runs, in a process group of its own."""
 
-    def __init__(self, script: str, *words, cwd: Path, stdout: str = "", before: str = "", **environ: str):
+    def __init__(self, script: str, *words, cwd: Path | str = ".", stdout: str = "", before: str = "", **environ: str):
         words = [word for part in words for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
         self.out, self.err = (Path(tempfile.mkstemp()[1]) for _ in range(2))
         outputs = [stdout or str(self.out), str(self.err)]
-        self.process = SERVER.Process(target=become, args=(script, words, cwd, outputs, environ, before))
+        self.process = SERVER.Process(
+            target=become, args=(script, words, os.path.abspath(cwd), outputs, environ, before)
+        )
         self.process.start()
         self.pid = self.process.pid
         running.append(self)
@@ -63,6 +66,12 @@ class Command:
 
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
+
+    def suspend(self) -> list[psutil.Process]:
+        """Stops it wherever it is, until SIGCONT; returns the workers."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        return self.workers()
 
     def end(self, status: int = 0, traceback: bool = False) -> "Command":
         """Waits for the end and checks the exit status, and that there is a traceback only where one is right."""
@@ -97,9 +106,9 @@ def run(script: str, *words, status: int = 0, traceback: bool = False, **options
     return start(script, *words, **options).end(status, traceback)
 
 
-def error_line(script: str, command: Command, *parts: str) -> str:
-    """The one line on stderr, which holds `parts`."""
-    (line,) = command.stderr.splitlines()
+def fails(script: str, words: str, *parts: str, status: int = 2, **options) -> str:
+    """A small run that ends with one line on stderr, which holds `parts`; returns this line."""
+    (line,) = run(script, words, status=status, **options).stderr.splitlines()
     assert line.startswith(f"{script}.py: error: ") and all(part in line for part in parts), line
     return line
 
@@ -128,20 +137,20 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=lambda word: 1 / 0)
 
 
-def read_evaluations(run_dir: Path) -> list[list[float]]:
+def evaluations(run_dir: Path) -> list[list[float]]:
     """The rows of evaluations.csv without the wall clock: step, frames, updates, episode, return, length."""
     header, *rows = (run_dir / "evaluations.csv").read_text().splitlines()
     assert header == "step,frames,updates,wall_seconds,episode,return,length"
     return [[float(field) for i, field in enumerate(row.split(",")) if i != 3] for row in rows]
 
 
-def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows: {tag: [(step, value), ...]}."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def read_checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
+def checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
     return torch.load(run_dir / name, weights_only=True)
 
 

@@ -11,6 +11,12 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: numbers must not depend on the machine's cores
 
 
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """The test works in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(autouse=True)
 def no_process_is_left():
     yield

@@ -27,7 +27,8 @@ class Ends(gym.Env):
     kinds = 4
 
     def __init__(self, low=-1, high=1, dtype=np.float32, scale=1, render_mode=None):
-        self.action_space = Box(np.full(2, low, dtype), np.full(2, high, dtype), dtype=dtype)
+        low, high, _ = np.broadcast_arrays(low, high, np.zeros(2))
+        self.action_space = Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
         self.scale, self.render_mode, self.array = scale, render_mode, np.zeros(3, np.float32)
 
     def observe(self):
@@ -77,52 +78,35 @@ class Breaks(Walk):
         return observation * (np.inf if broken == "observation" else 1), reward, *rest
 
 
-class Matrix(Walk):
-    def __init__(self, render_mode=None):
-        super().__init__()
-        self.action_space = Box(-1, 1, (2, 2))
+class Odd(Walk):
+    """One thing is not as Gymnasium has it; where `what` is a shape, it is the observations'."""
 
+    def __init__(self, what, **options):
+        super().__init__(**options)
+        self.what = what
 
-class Deaf(Walk):
-    """Whatever is done has no effect, even what is no number."""
+    def observe(self):
+        if self.what == "streams":  # numbers from other streams than the environment's own
+            return np.array([random.random(), np.random.rand(), torch.rand(()).item()], np.float32)
+        return np.zeros(self.what, np.float32) if isinstance(self.what, tuple) else super().observe()
 
-    def step(self, action):
-        return super().step(np.zeros_like(action))
-
-
-class Arrays(Walk):
-    """Numbers as arrays of one element."""
-
-    def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
-        return observation, np.array([[reward]]), np.array([terminated]), np.array(truncated), info
-
-
-class FourValues(Walk):
-    def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, terminated or truncated, info
-
-
-class NoInfo(Walk):
     def reset(self, seed=None, options=None):
-        return super().reset(seed=seed)[0]
+        observation, info = super().reset(seed=seed)
+        return observation if self.what == "no info" else (observation, info)
+
+    def step(self, action):
+        action = np.zeros_like(action) if self.what == "deaf" else action
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.what == "four values":
+            return observation, reward, terminated or truncated, info
+        if self.what == "arrays":
+            return observation, np.array([[reward]]), np.array([terminated]), np.array(truncated), info
+        return observation, reward, terminated, truncated and self.what != "endless", info
 
 
 class NoSeed(Walk):
     def reset(self):
         return super().reset()
-
-
-class Shaped(Walk):
-    """Observations of another shape than the space's."""
-
-    def __init__(self, shape=(), **options):
-        super().__init__(**options)
-        self.shape = shape
-
-    def observe(self):
-        return np.zeros(self.shape, np.float32)
 
 
 class Mixed(Walk):
@@ -135,13 +119,6 @@ class Mixed(Walk):
     def observe(self):
         pair = np.float64(0.5), np.array([1, 0], np.int8)
         return {"image": np.full((2, 2), self.t, np.uint8), "z": self.t % 3, "pair": pair}
-
-
-class Streams(Walk):
-    """Every number of an observation is from another stream than the environment's own."""
-
-    def observe(self):
-        return np.array([random.random(), np.random.rand(), torch.rand(()).item()], np.float32)
 
 
 class Simulator(Breaks):
@@ -169,12 +146,6 @@ class OnlyHere(Walk):
             raise RuntimeError("no licence in this worker")
 
 
-class Endless(Walk):
-    def step(self, action):
-        observation, reward, *_ = super().step(action)
-        return observation, reward, False, False, {}
-
-
 class Drawn(Walk):
     """Draws without OpenGL and does not say how fast; writes down what MuJoCo would draw with."""
 
@@ -199,6 +170,7 @@ for name, own, options in (
     ("Most", Ends, {"low": -MOST, "high": MOST}),
     ("Huge", Ends, {"low": -1e10, "high": 1e10, "dtype": np.float64}),
     ("HalfOpen", Ends, {"low": [-1, -np.inf]}),
+    ("Matrix", Ends, {"low": -np.ones((2, 2))}),
     ("Integers", Ends, {"dtype": np.int64}),
     # An evaluation of three episodes in two environments takes 18 steps of each, so the step 43 is training's 25th.
     ("NanReward", Breaks, {"what": "nan", "at": 43}),
@@ -212,7 +184,14 @@ for name, own, options in (
     ("InfiniteAtOnce", Breaks, {"what": "observation", "at": 9}),
     ("SimulatorFails", Simulator, {"what": "error", "at": 43}),
     ("StubbornSimulator", Simulator, {"stubborn": True}),
-    ("Column", Shaped, {"shape": (3, 1)}),
-    ("Single", Shaped, {"shape": (1,)}),
+    ("Column", Odd, {"what": (3, 1)}),
+    ("Single", Odd, {"what": (1,)}),
+    ("Scalar", Odd, {"what": ()}),
+    ("Streams", Odd, {"what": "streams"}),
+    ("NoInfo", Odd, {"what": "no info"}),
+    ("FourValues", Odd, {"what": "four values"}),
+    ("Arrays", Odd, {"what": "arrays"}),
+    ("Deaf", Odd, {"what": "deaf"}),  # whatever is done has no effect, even what is no number
+    ("Endless", Odd, {"what": "endless"}),
 ):
     gym.register(f"{name}-v0", own, kwargs=options)

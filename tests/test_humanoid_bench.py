@@ -4,15 +4,15 @@ The README says which two commands install it. Tests of the real package are rep
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SCRIPTS, error_line, read_json, run
+from commands import RUN, SCRIPTS, fails, read_json, run
 
 import ams_td3
 
+pytestmark = pytest.mark.usefixtures("own_folder")
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("humanoid_bench") is None, reason="HumanoidBench is not installed (the README says how)"
 )
@@ -25,26 +25,19 @@ import humanoid_bench.dmc_deps.dmc_index as index
 from humanoid_bench.mjx.flax_to_torch import TorchModel, TorchPolicy
 
 assert "mjmodel" in index.sizes.array_sizes
-
-
 class Robot(gym.Env):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (51,), np.float64)
     action_space = gym.spaces.Box(-1, 1, (19,), np.float32)
-
     def __init__(self, render_mode="rgb_array"):
         assert render_mode is None, "no OpenGL here"
-
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.steps = 0
         print("made", self.spec.id)
         return self.np_random.normal(size=51), {}
-
     def step(self, action):
         self.steps += 1
         return self.np_random.normal(size=51), 1.0, self.steps == 13, False, {"stand_reward": np.ones(19)}
-
-
 for task in ("walk", "run", "slide", "sit_simple", "stand"):
     gym.register(f"h1-{task}-v0", Robot, max_episode_steps=1000)
 """
@@ -53,7 +46,7 @@ for task in ("walk", "run", "slide", "sit_simple", "stand"):
 @pytest.fixture
 def stand_in(tmp_path):
     """A PYTHONPATH with a package whose two broken modules fail like the real ones, if they are imported."""
-    package = tmp_path / "path" / "humanoid_bench"
+    package = Path("path") / "humanoid_bench"
     for folder in (package, package / "dmc_deps", package / "mjx"):
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
@@ -67,68 +60,54 @@ def stand_in(tmp_path):
 def test_the_missing_package_is_named_with_what_installs_it(tmp_path):
     absent = "import sys; sys.modules['humanoid_bench'] = None; import importlib.util as util; find = util.find_spec; "
     absent += "util.find_spec = lambda name, *rest: None if name == 'humanoid_bench' else find(name, *rest)"
-    command = run("td3", "--env-id h1-walk", cwd=tmp_path, before=absent, status=2)
-    error_line("td3", command, "h1-walk", "git clone", "checkout 791405f", "pip install --no-deps -e humanoid-bench")
+    advice = "git clone", "checkout 791405f", "pip install --no-deps -e humanoid-bench"
+    fails("td3", "--env-id h1-walk", "h1-walk", *advice, before=absent)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("env_id", "full"), [("h1-stand", "h1-stand-v0"), ("h1-run-v0", "h1-run-v0"), ("h1-sit", "h1-sit_simple-v0")]
 )
-def test_training_on_the_stand_in(env_id, full, stand_in, tmp_path):
+def test_training_on_the_stand_in(env_id, full, stand_in):
     """By short and full ids; worker processes import it through the shim as well, also for --evaluate; an episode is
     13 steps of reward 1."""
-    command = run("ams_td3", "--total-timesteps 30 --env-id", env_id, cwd=tmp_path, PYTHONPATH=stand_in)
+    command = run("ams_td3", "--total-timesteps 30 --env-id", env_id, PYTHONPATH=stand_in)
     assert f"made {full}\n" in command.stdout
-    result = read_json(tmp_path / "run" / "result.json")
+    result = read_json(RUN / "result.json")
     assert result["final_evaluation"]["returns"] == [13.0] * 3 and result["training_return_last_10_percent"] is None
     if env_id == "h1-stand":
-        played = run("ams_td3", "--evaluate run", cwd=tmp_path, PYTHONPATH=stand_in)
+        played = run("ams_td3", "--evaluate run", PYTHONPATH=stand_in)
         assert "mean 13.00, std 0.00 over 3 episodes" in played.stdout
 
 
-def test_other_tasks_do_not_touch_the_package(stand_in, tmp_path):
+def test_other_tasks_do_not_touch_the_package(stand_in):
     Path(stand_in.split(":")[0], "humanoid_bench", "__init__.py").write_text("raise SystemExit('imported')")
-    run("td3", "--total-timesteps 1 --eval-episodes 1", cwd=tmp_path, PYTHONPATH=stand_in)
-
-
-# ------------------------------------------------------------------------------------------------- the real package
+    run("td3", "--total-timesteps 1 --eval-episodes 1", PYTHONPATH=stand_in)
 
 
 @needs_package
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_trains_the_real_h1(script, tmp_path):
-    run(script, "--env-id h1-walk", cwd=tmp_path)
-    result = read_json(tmp_path / "run" / "result.json")
+def test_every_script_trains_the_real_h1(script):
+    run(script, "--env-id h1-walk")
+    result = read_json(RUN / "result.json")
     assert result["updates"] > 0 and np.isfinite(result["final_evaluation"]["returns"]).all()
-
-
-def play_to_the_end(env_id, action, seed=3):
-    """Observations, rewards and how the episode ended, for a constant action."""
-    env = ams_td3.make_env(env_id)
-    observations, rewards, over = [env.reset(seed=seed)[0]], [], (False, False)
-    while not any(over):
-        observation, reward, *over, _ = env.step(np.full(env.action_space.shape, action, np.float32))
-        observations.append(observation)
-        rewards.append(reward)
-    return np.array(observations), np.array(rewards), tuple(over)
 
 
 @needs_package
 @pytest.mark.parametrize("env_id", ["h1-walk", "h1-run", "h1-slide", "h1-sit", "h1-sit_hard-v0"])
 def test_equal_seeds_give_equal_episodes_of_the_real_package(env_id, monkeypatch):
-    monkeypatch.setitem(os.environ, "MUJOCO_GL", "disable")
-    first, same, other = (play_to_the_end(env_id, 0.5, seed) for seed in (3, 3, 4))
+    """To their ends, of which a fall is a termination and the time limit none."""
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    episodes = []
+    for seed in (3, 3, 4):
+        env = ams_td3.make_env(env_id)
+        steps, over = [(env.reset(seed=seed)[0], 0)], (False, False)
+        while not any(over):
+            observation, reward, *over, _ = env.step(np.full(env.action_space.shape, 0.5, np.float32))
+            steps.append((observation, reward))
+        assert over == ([False, True] if len(steps) > 1000 else [True, False])
+        episodes.append([np.array(part) for part in zip(*steps, strict=True)])
+    first, same, other = episodes
     assert first[0].dtype == np.float32 and first[0].shape[1] == (64 if "hard" in env_id else 51)
-    np.testing.assert_array_equal(first[0], same[0])
-    np.testing.assert_array_equal(first[1], same[1])
+    assert all(np.array_equal(one, two) for one, two in zip(first, same, strict=True))
     assert not np.array_equal(first[0][0], other[0][0])
-
-
-@needs_package
-def test_both_ends_of_real_episodes(monkeypatch):
-    """A fall is a termination, the time limit is none."""
-    monkeypatch.setitem(os.environ, "MUJOCO_GL", "disable")
-    fall, limit = play_to_the_end("h1-walk", -1.0), play_to_the_end("h1-sit", 0.0)
-    assert fall[2] == (True, False) and len(fall[1]) < 1000
-    assert limit[2] == (False, True) and len(limit[1]) == 1000
