@@ -519,7 +519,8 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
     """What a worker process does: Gymnasium's own worker, but for signals, errors and priority."""
 
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
-        other_api = "; in Gymnasium, step() returns 5 values and reset() 2" if "unpack" in str(error) else ""
+        words = {"unpack", "unexpected"} & set(str(error).split())
+        other_api = "; in Gymnasium, step() returns 5 values and reset() 2" if words else ""
         if not other_api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
         message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
@@ -833,8 +834,7 @@ def main() -> int:
         (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
-    for message in (message for wrong, message in rules if wrong):
-        fail(message)
+    any(fail(message) for wrong, message in rules if wrong)
     # Before MuJoCo is imported: EGL renders offscreen (on Linux), and without a video there is no OpenGL at all.
     if sys.platform == "linux" or not args.capture_video:
         os.environ.setdefault("MUJOCO_GL", "egl" if args.capture_video else "disable")

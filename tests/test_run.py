@@ -381,15 +381,11 @@ def test_what_is_not_finite_stops_the_run_and_reaches_no_checkpoint(script, rate
 
 @pytest.mark.parametrize(("env_id", "size"), [("envs:Drawn-v0", (64, 96)), ("InvertedPendulum-v5", (480, 480))])
 def test_a_video_of_the_first_episode(env_id, size):
-    """30 frames a second if the task does not say; where OpenGL fails, and only there, EGL is advised."""
+    """30 frames a second if the task does not say."""
     import imageio.v3 as imageio
 
     run("td3", "--total-timesteps 1 --eval-episodes 1 --env-id", env_id)
     length, play = int(evaluations(RUN)[-1][5]), "--eval-episodes 1 --capture-video --evaluate run"
-    if "Pendulum" in env_id:  # in an empty folder there is no vendor's EGL to be found
-        Path("empty").mkdir()
-        fails("td3", play, "no video", "apt install", __EGL_VENDOR_LIBRARY_DIRS="empty", status=1)
-        assert not [*RUN.glob("*.mp4")]
     run("td3", play)
     (video,) = RUN.glob("*.mp4")
     frames = np.stack([*imageio.imiter(video, plugin="FFMPEG")])

@@ -248,7 +248,3 @@ def test_evaluate_networks_of_another_version():
     saved["args"] |= {"epsilon": epsilon, "momentum": 0.9}
     torch.save(saved, "more.pt")
     fails("ams_td3", "--evaluate more.pt", "more.pt", "momentum", "does not know")
-    del saved["args"]["momentum"]
-    saved["agent"]["actor.fc1.weight"] = torch.zeros(256, 4)  # the task's observations were others
-    torch.save(saved, "shape.pt")
-    fails("ams_td3", "--evaluate shape.pt", "shape.pt", "shape")
