@@ -74,7 +74,7 @@ class Breaks(Walk):
             raise KeyError("no such joint")
         if broken == "physics":
             raise PhysicsError("it diverged")
-        reward = {"nan": np.nan, "infinity": -np.inf}.get(broken, reward)
+        reward = {"nan": np.nan, "infinity": -np.inf, "huge": 1e39}.get(broken, reward)
         return observation * (np.inf if broken == "observation" else 1), reward, *rest
 
 
@@ -97,6 +97,8 @@ class Odd(Walk):
     def step(self, action):
         action = np.zeros_like(action) if self.what == "deaf" else action
         observation, reward, terminated, truncated, info = super().step(action)
+        if isinstance(self.what, tuple):  # then nothing that is random matters
+            reward = float(action.mean())
         if self.what == "four values":
             return observation, reward, terminated or truncated, info
         if self.what == "arrays":
@@ -175,6 +177,7 @@ for name, own, options in (
     # An evaluation of three episodes in two environments takes 18 steps of each, so the step 43 is training's 25th.
     ("NanReward", Breaks, {"what": "nan", "at": 43}),
     ("InfiniteReward", Breaks, {"what": "infinity", "at": 43}),
+    ("HugeReward", Breaks, {"what": "huge", "at": 43}),
     ("InfiniteObservation", Breaks, {"what": "observation", "at": 43}),
     ("InfiniteLast", Breaks, {"what": "observation", "at": 45}),
     ("NanFirst", Breaks, {"what": "reset", "at": 8}),
@@ -187,6 +190,7 @@ for name, own, options in (
     ("Column", Odd, {"what": (3, 1)}),
     ("Single", Odd, {"what": (1,)}),
     ("Scalar", Odd, {"what": ()}),
+    ("Zeros", Odd, {"what": (3,)}),
     ("Streams", Odd, {"what": "streams"}),
     ("NoInfo", Odd, {"what": "no info"}),
     ("FourValues", Odd, {"what": "four values"}),
