@@ -584,7 +584,7 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
         error_queue.put((index, ChildProcessError, f"environment {index}: {message}{other_api}", ""))
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # they are for the trainer, which ends its workers itself
+        signal.signal(signum, lambda *_: None)  # for the trainer to hear; ignored ones would be so in simulators too
     os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the process that made the first environment has shown them
