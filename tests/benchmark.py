@@ -240,11 +240,11 @@ def environment_step(module, env_id, steps=300):
 
 
 def compare(row, what, seconds, pairs):
-    """Prints how many times faster the first of each pair is: the median over the turns, and their quartiles."""
+    """Prints how many times as fast the first of each pair is: the median over the turns, and their quartiles."""
     for fast, slow in pairs:
         ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        row(f"{what}: {fast} is faster than {slow}", middle, "x", f"quartiles {low:.2f} and {high:.2f}")
+        row(f"{what}: speed of {fast} over {slow}", middle, "x", f"quartiles {low:.2f} and {high:.2f}")
 
 
 def measure_updates(args, modules, obs_dim, action_dim, row):
