@@ -51,7 +51,9 @@ class Command:
 
     def __init__(self, script: str, *words, cwd: Path | str = ".", stdout: str = "", before: str = "", **environ: str):
         words = [word for part in words for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
-        self.out, self.err = (Path(tempfile.mkstemp()[1]) for _ in range(2))
+        self.folder = tempfile.TemporaryDirectory()
+        self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
+        self.out.touch(), self.err.touch()
         outputs = [stdout or str(self.out), str(self.err)]
         self.process = SERVER.Process(
             target=become, args=(script, words, os.path.abspath(cwd), outputs, environ, before)
@@ -88,7 +90,7 @@ def kill_all() -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(command.pid, signal.SIGKILL) if command.process.is_alive() else None
         command.process.join()
-        command.out.unlink(), command.err.unlink()
+        command.folder.cleanup()
     running.clear()
 
 
