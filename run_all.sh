@@ -2,7 +2,7 @@
 # For Slurm, where an array task trains one run; sbatch's own arguments win. USR1 comes three minutes before the end.
 #SBATCH --job-name=ams --requeue --open-mode=append --signal=B:USR1@180
 #SBATCH --gres=gpu:1 --cpus-per-task=9 --mem=16G --time=08:00:00
-# shellcheck disable=SC2016,SC2064,SC2317 # xargs calls train; the text of a trap expands where it is set
+# shellcheck disable=SC2009,SC2016,SC2064,SC2317 # pgrep counts zombies; xargs calls train; traps expand where they are set
 usage="bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]; the same command goes on where it was
 Suites: table2 table3 (the default), sampling, controls (is it NTD, the LayerNorm or the missing noise?), smoke
   --tasks, --algorithms, --seeds LIST    only these, separated by commas; an algorithm is a script's name
@@ -125,11 +125,11 @@ trap "" PIPE # from a `| tee` that Ctrl-C ends
 for signal in INT TERM HUP USR1; do
   trap "stopping=$signal; echo 'SIG$signal: the runs save their checkpoints' 2>/dev/null" "$signal"
 done
-set -m # xargs gets a process group, so that signals reach all that it starts
+set -m # xargs gets a process group, so that signals reach all that it starts; one that meets a start is lost, and sent again
 (trap "" INT TERM HUP TTOU && exec xargs -0 -n 1 -P "$jobs" --process-slot-var=SLOT bash -c 'train "$@" 2>&1' - \
   "${gpu_list[@]}" 2>/dev/null) < <(printf "%s\0" "${runs[@]}") &
-while kill -0 $! 2>/dev/null; do # a signal that comes while a script is starting is lost, so it comes again
-  if [[ -z $stopping ]]; then wait $!; else sleep 1; fi
+while kill -0 $! || ps -A -o pgid= -o stat= | grep -q "^ *$! *[^Z ]"; do # xargs does not wait for all after a 255
+  if [[ -z $stopping ]]; then wait $! || sleep 1; else sleep 1; fi
   [[ -n $stopping ]] && ((waited++ % 10 == 0)) && kill -URG -- -$! && kill -TERM -- -$!
 done 2>/dev/null
 told=$("$python" -c "$tell" "${runs[@]}") && status=0 || status=$?
