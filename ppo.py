@@ -48,6 +48,7 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
@@ -97,7 +98,7 @@ class Args:
     log_frequency: int = 1000
     """steps between two readings of losses, counters and diagnostics"""
     eval_frequency: int = 10_000
-    """steps between two evaluations"""
+    """steps between two evaluations, at which training begins new episodes: more than an episode is long"""
     eval_episodes: int = 8
     """deterministic episodes in an evaluation"""
     evaluate: str | None = None
@@ -412,9 +413,10 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 
         # Log, evaluate, save
         run.log_step(infos, metrics)
-        if run.evaluate(agent.policy, envs):
-            observations = begin_episodes()
+        played = run.evaluate(agent.policy, envs)
         run.save()
+        if played and not run.over:  # counts observations, which the evaluated networks have not seen
+            observations = begin_episodes()
     return run.finish(agent)
 
 
@@ -424,7 +426,7 @@ CHECKPOINT, CSV_HEADER = "checkpoint.pt", "step,frames,updates,wall_seconds,epis
 SAVED = "global_step updates wall_seconds evaluations episodes wandb_id".split()  # of a Run, in the checkpoint
 TRAINING, EVALUATION, WARM_UP = range(3)  # independent streams of random numbers
 MAY_BE_ZERO = "seed learning_starts exploration_noise policy_noise noise_clip epsilon alpha ent_coef vf_coef".split()
-# What a resumed run may change, because it does not change what is learned.
+# What a resumed run may change, because it is not part of the method.
 MAY_CHANGE = set(
     """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint
 log_frequency eval_frequency evaluate capture_video track""".split()
@@ -449,8 +451,7 @@ def derive_seeds(*key: int, count: int) -> list[int]:
 
 
 class Task(gym.Wrapper):
-    """What every environment passes through: flat float32 observations, actions in [-1, 1], plain numbers. What can't
-    be learned from (NaN, another shape than the space's) raises ChildProcessError."""
+    """Flat float32 observations, actions in [-1, 1], plain numbers; what is not finite raises ChildProcessError."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -531,12 +532,12 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
     """What a worker process does: Gymnasium's own worker, but for signals, errors and priority."""
 
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
-        words = {"unpack", "unexpected"} & set(str(error).split())
-        other_api = "; in Gymnasium, step() returns 5 values and reset() 2" if words else ""
-        if not other_api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
+        old = {"unpack", "unexpected"} & {*str(error).split()}
+        api = "; in Gymnasium, step() returns 5 values and reset() 2" if old else ""
+        if not api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
         message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
-        error_queue.put((index, ChildProcessError, f"environment {index}: {message}{other_api}", ""))
+        error_queue.put((index, ChildProcessError, f"environment {index}: {message}{api}", ""))
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: None)  # for the trainer to hear; ignored ones would be so in simulators too
@@ -551,8 +552,8 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
         pipe.recv()
         return pipe.send((None, False))
     with contextlib.suppress(ConnectionError):  # the trainer was killed
-        errors = SimpleNamespace(put=lambda received: report(received[2]))
-        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, errors, *settings)
+        queue = SimpleNamespace(put=lambda received: report(received[2]))
+        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, queue, *settings)
 
 
 class WorkerEnvs(gym.vector.AsyncVectorEnv):
@@ -631,8 +632,7 @@ def play(args: Args, device: torch.device) -> None:
 
 
 def replace_file(path: Path, content) -> bool:
-    """Writes a new file beside `path`, flushes it to disk, and only then renames it, so that `path` is always whole.
-    Warns if that fails, as on a full disk; returns whether it has worked."""
+    """Replaces a file, which is whole at any moment; warns where that fails, as on a full disk, and returns False."""
     new = path.with_name(path.name + ".new")
     try:
         with open(new, "wb") as file:
@@ -654,6 +654,7 @@ def replace_file(path: Path, content) -> bool:
 def load_file(path: Path) -> dict:
     """What this script saved in `path`, on the CPU; ends the program if that is something else."""
     try:
+        assert not zipfile.ZipFile(path).testzip()  # the checksums, which torch does not look at
         saved = torch.load(path, map_location="cpu", weights_only=True)
         origin = f"written by {saved['algorithm']}.py"
     except Exception as error:  # what a damaged file raises is as varied as the damage
@@ -818,10 +819,8 @@ class Run:
         result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
         result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
         result |= {"versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]}}
-        networks = saved | {"agent": agent.state_dict()}
-        written = replace_file(self.dir / f"{args.exp_name}.pt", networks) and replace_file(
-            self.dir / "result.json", result
-        )
+        networks = self.dir / f"{args.exp_name}.pt", saved | {"agent": agent.state_dict()}
+        written = replace_file(*networks) and replace_file(self.dir / "result.json", result)
         written or fail("the result can't be written; --resume ends the run again from its checkpoint", 1)
         if not args.keep_checkpoint:
             (self.dir / CHECKPOINT).unlink(missing_ok=True)

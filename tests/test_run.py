@@ -154,16 +154,6 @@ def test_a_run_repeats_and_is_played_again(script, trained):
     assert played.split("mean")[1] == run(script, "--evaluate run").stdout.split("mean")[1]
 
 
-@pytest.mark.parametrize("base", ["td3", "sac"])
-def test_ams_without_its_parts_is_the_base_algorithm_to_the_last_bit(base, trained):
-    run(f"ams_{base}", "--no-ntd --no-layer-norm --keep-checkpoint")
-    assert evaluations(RUN) == evaluations(trained(base)[0])
-    one, other = (checkpoint(folder) for folder in (RUN, trained(base)[0]))
-    assert torch.equal(one["rb"]["rows"], other["rb"]["rows"]) and torch.equal(one["torch_rng"], other["torch_rng"])
-    assert all(torch.equal(one["agent"][name], other["agent"][name]) for name in other["agent"])
-    assert evaluations(trained(f"ams_{base}")[0]) != evaluations(trained(base)[0])
-
-
 SWITCHES = [
     ("ams_td3", "--sampling antithetic --num-neighbors 6 --action-projection normalize --updates-per-step 2", 2, 2),
     ("ams_td3", "--sampling gaussian --num-neighbors 1 --policy-frequency 3 --num-envs 3 --track", 3, 1),

@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 import ams_sac
@@ -304,17 +303,10 @@ def train(tmp_path, monkeypatch):
     return train
 
 
-LOGGED = """charts/episodic_return charts/episodic_length charts/SPS charts/frames charts/updates eval/episodic_return
-eval/episodic_return_std losses/qf1_values losses/qf2_values losses/qf1_loss losses/qf2_loss losses/qf_loss
-losses/actor_loss diagnostics/critic_grad_norm diagnostics/td_target_variance diagnostics/saturated_actions
-diagnostics/action_gradient""".split()
-SAC_TAGS, NTD_TAGS = {"losses/alpha", "losses/alpha_loss"}, {"diagnostics/target_shift", "diagnostics/target_noise"}
-
-
 @pytest.mark.parametrize("module, base", [(ams_td3, td3), (ams_sac, sac)])
 def test_train_makes_the_updates_of_the_method(train, module, base):
     """AMS without its parts is the base, to the last bit of every return and parameter; reading diagnostics at every
-    step changes nothing; the logs have the tags of the specification, section 5."""
+    step changes nothing."""
     path, rows = train(module)
     read_path, read_rows = train(module, log_frequency=1)
     assert [row["step"] for row in rows] == ["0", "0", "69", "69"] and rows[-1]["updates"] == "29"
@@ -335,13 +327,6 @@ def test_train_makes_the_updates_of_the_method(train, module, base):
         expected = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
         assert expected.items() <= saved[0][name]["param_groups"][0].items()
         assert {state["step"].item() for state in saved[0][name]["state"].values()} == {steps}
-
-    for at, extra in zip(paths, (NTD_TAGS, NTD_TAGS, set(), set()), strict=True):
-        events = EventAccumulator(str(at), {"scalars": 0}).Reload()
-        assert set(events.Tags()["scalars"]) == {*LOGGED, *extra, *(SAC_TAGS if base is sac else ())}
-        for tag in extra:
-            read = [(event.step, event.value > 0) for event in events.Scalars(tag)]
-            assert read == [(step, True) for step in (range(41, 70) if at == read_path else [46, 69])]
 
 
 LEARNING = [(td3, {"learning_rate": 1e-3}), (ams_td3, {"learning_rate": 1e-3}), (sac, {"policy_lr": 1e-3})]
