@@ -426,13 +426,12 @@ def update(agent: Agent, q_optimizer, actor_optimizer, alpha_optimizer, args: Ar
 def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
     """Trains up to --total-timesteps or a signal; returns the exit status."""
     obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    device = run.device
     torch.manual_seed(args.seed)
-    agent = Agent(obs_dim, action_dim, args).to(device)
+    agent = Agent(obs_dim, action_dim, args).to(run.device)
     adam = partial(optim.Adam, fused=True, capturable=args.cuda_graphs)
     q_optimizer, alpha_optimizer = adam(agent.critic_parameters(), lr=args.q_lr), adam([agent.log_alpha], lr=args.q_lr)
     actor_optimizer = adam(agent.actor.parameters(), lr=args.policy_lr)
-    rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, run.device)
     optimizers = dict(q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, alpha_optimizer=alpha_optimizer)
     run.restore(agent=agent, rb=rb, **optimizers)
     updates = [partial(update, agent, *optimizers.values(), args, with_actor) for with_actor in (False, True)]
@@ -445,7 +444,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         # Act
         learning = run.global_step >= args.learning_starts
         if learning:
-            actions = agent.explore(torch.as_tensor(obs, device=device)).cpu().numpy()
+            actions = agent.explore(torch.as_tensor(obs, device=run.device)).cpu().numpy()
         else:
             actions = run.rng.uniform(-1, 1, (args.num_envs, action_dim)).astype(np.float32)
         envs.step_async(actions)
@@ -456,7 +455,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
             run.updates += 1
             draws = [rb.sample(args.batch_size)]
             if args.ntd:
-                draws += [sample_directions(args.sampling, args.batch_size, args.num_neighbors, action_dim, device)]
+                draws += [sample_directions(args.sampling, args.batch_size, args.num_neighbors, action_dim, run.device)]
             metrics |= updates[run.updates % args.policy_frequency == 0](*draws)
 
         # Step and store; an environment that ended is reset already, and its last observation is in the infos

@@ -339,12 +339,11 @@ def update(agent: Agent, q_optimizer, actor_optimizer, args: Args, with_actor: b
 def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
     """Trains up to --total-timesteps or a signal; returns the exit status."""
     obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    device = run.device
     torch.manual_seed(args.seed)
-    agent = Agent(obs_dim, action_dim, args).to(device)
+    agent = Agent(obs_dim, action_dim, args).to(run.device)
     adam = partial(optim.Adam, lr=args.learning_rate, fused=True, capturable=args.cuda_graphs)
     q_optimizer, actor_optimizer = adam(agent.critic_parameters()), adam(agent.actor.parameters())
-    rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, run.device)
     run.restore(agent=agent, q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, rb=rb)
     updates = [partial(update, agent, q_optimizer, actor_optimizer, args, with_actor) for with_actor in (False, True)]
     if args.cuda_graphs:
@@ -356,7 +355,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         # Act
         learning = run.global_step >= args.learning_starts
         if learning:
-            actions = agent.explore(torch.as_tensor(obs, device=device)).cpu().numpy()
+            actions = agent.explore(torch.as_tensor(obs, device=run.device)).cpu().numpy()
         else:
             actions = run.rng.uniform(-1, 1, (args.num_envs, action_dim)).astype(np.float32)
         envs.step_async(actions)

@@ -221,15 +221,19 @@ class ScriptedRun:
 
     def reset(self, envs):
         self.rows[:] = self.rows if self.global_step else []  # the second reset at step 0 shows the same observations
-        return envs.reset(seed=[10 * self.global_step + n for n in range(3)])[0].copy()
+        observations = envs.reset(seed=[10 * self.global_step + n for n in range(3)])[0].copy()
+        self.counts[-1:] = [[*self.counts[-1][:1], len(self.rows)]] if self.counts else []
+        return observations
 
     def evaluate(self, policy, envs):
+        self.evaluated = len(self.rows)
         return self.global_step in CUTS
 
     def log_step(self, infos, metrics):
         self.counts.append([len(self.rows)])
 
     def save(self):
+        assert self.agent.obs_stats.count == len(self.rows) == self.evaluated, "what is saved is what was evaluated"
         self.counts[-1].append(len(self.rows))
         self.over = self.global_step == self.args.total_timesteps
 
