@@ -337,7 +337,7 @@ def test_is_it_ntd(tmp_path):
     titles = [(axis.get_title().strip(), axis.get_xlabel()) for axis in figure.axes]
     assert titles == [("Dog-Stand, TD3", "Steps (thousands)"), ("Dog-Stand, TD3", "Hours")]
     papers = [text.get_text() for text in figure.axes[0].texts]
-    assert papers == [" paper, 500K steps: 337", " paper, 500K steps: 957"]
+    assert papers == [" paper: 337", " paper: 957"]
     assert len(figure.legends[0].get_texts()) == 5 and pc.in_arms(it.returns)["task"].unique() == ["dog-stand"]
 
 
