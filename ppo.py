@@ -33,18 +33,16 @@ networks and used, unchanged, at evaluation; a last rollout that the budget cuts
 and the learning rate falls with the steps; minibatches have one size, so a remainder is left out, others in each epoch.
 """
 
-import atexit
 import contextlib
 import fcntl
 import importlib
 import json
-import logging
 import math
-import multiprocessing
 import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -424,13 +422,11 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 ALGORITHM = Args.exp_name  # the default names the script
 CHECKPOINT, CSV_HEADER = "checkpoint.pt", "step,frames,updates,wall_seconds,episode,return,length"
 SAVED = "global_step updates wall_seconds evaluations episodes wandb_id".split()  # of a Run, in the checkpoint
-TRAINING, EVALUATION, WARM_UP = range(3)  # independent streams of random numbers
+TRAINING, EVALUATION, WARM_UP, MAKING = range(4)  # independent streams of random numbers
+STREAMS = random.seed, np.random.seed, torch.manual_seed  # an environment may draw from them beside its own
 MAY_BE_ZERO = "seed learning_starts exploration_noise policy_noise noise_clip epsilon alpha ent_coef vf_coef".split()
-# What a resumed run may change, because it is not part of the method.
-MAY_CHANGE = set(
-    """total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint
-log_frequency eval_frequency evaluate capture_video track""".split()
-)
+MAY_CHANGE = "total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint".split()
+MAY_CHANGE += "log_frequency eval_frequency evaluate capture_video track".split()  # of a resumed run: not the method
 
 
 def log(message: str) -> None:
@@ -459,22 +455,23 @@ class Task(gym.Wrapper):
         vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
         self.low, self.high = (space.low.astype(float), space.high.astype(float)) if vector else (0, np.inf)
         if not np.all(self.high - self.low < 1e9):  # dm_control's lqr has 2e10, and means that there is no bound
+            env.close()
             raise ValueError(f"it has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
         self.action_space, space = gym.spaces.Box(-1, 1, space.shape, np.float32), env.observation_space
-        order = getattr(env.unwrapped, "observation_spec", lambda: space)  # a Dict space is sorted, dm_control's is not
-        self.parts = {key: space[key] for key in order()} if isinstance(space, gym.spaces.Dict) else {None: space}
+        order = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else space  # not sorted
+        self.parts = {key: space[key] for key in order} if isinstance(space, gym.spaces.Dict) else {None: space}
         obs_dim = sum(gym.spaces.utils.flatdim(part) for part in self.parts.values())
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
 
     def flatten(self, observation) -> np.ndarray:
         flat = []
         for key, space in self.parts.items():
-            part = observation if key is None else observation[key]
+            part, shape = observation if key is None else observation[key], space.shape
             if not isinstance(space, gym.spaces.Box):
-                part = gym.spaces.utils.flatten(space, part)
-            elif np.shape(part) != space.shape:
-                raise ChildProcessError(f"the observation has the shape {np.shape(part)}, its space {space.shape}")
+                part, shape = gym.spaces.utils.flatten(space, part), (gym.spaces.utils.flatdim(space),)
+            if np.shape(part) != shape:
+                raise ChildProcessError(f"the observation has the shape {np.shape(part)}, its space {shape}")
             flat.append(np.ravel(part))
         self.last_observation = np.concatenate(flat, dtype=np.float32, casting="unsafe")
         if not np.isfinite(self.last_observation).all():
@@ -482,13 +479,15 @@ class Task(gym.Wrapper):
         return self.last_observation
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        if seed is not None:  # also the streams that an environment may draw from beside its own
-            for set_seed in (random.seed, np.random.seed, torch.manual_seed, self.env.action_space.seed):
-                set_seed(seed)
+        own = self.env.unwrapped
+        for set_seed in (*STREAMS, own.action_space.seed, own.observation_space.seed) if seed is not None else ():
+            set_seed(seed)
         observation, _ = self.env.reset(seed=seed, options=options)
         return self.flatten(observation), {}
 
     def step(self, action: np.ndarray):
+        if not np.isfinite(action).all():
+            raise ChildProcessError("the action is not finite")
         action = np.clip(self.action_scale * action + self.action_bias, self.low, self.high)
         try:
             observation, *numbers, _ = self.env.step(action.astype(self.env.action_space.dtype))
@@ -505,11 +504,11 @@ class Task(gym.Wrapper):
 
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """Makes a task by its Gymnasium id, or by dm_control's (dog-run) and HumanoidBench's (h1-walk) short forms."""
-    options, humanoid = {"render_mode": render_mode} if render_mode else {}, env_id.startswith(("h1", "g1"))
+    options = {"render_mode": render_mode} if render_mode else {}
+    humanoid = env_id.split("-")[0] in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1")
     if humanoid:
-        if not find_spec("humanoid_bench"):
-            clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
-            raise ImportError(f"HumanoidBench is missing: {clone}; pip install --no-deps -e humanoid-bench")
+        clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
+        find_spec("humanoid_bench") or fail(f"no HumanoidBench: {clone}; pip install --no-deps -e humanoid-bench")
         sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")  # its own are of mujoco 3.1.6
         sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
         sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)  # jax
@@ -517,7 +516,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         options["render_mode"] = render_mode  # or it makes an OpenGL context
         env_id = "h1-sit_simple-v0" if env_id == "h1-sit" else env_id.removesuffix("-v0") + "-v0"
     elif env_id not in gym.registry and ":" not in env_id:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # MuJoCo's remarks on dm_control's own models
+        importlib.import_module("absl.logging").set_verbosity("error")  # MuJoCo's remarks on dm_control's own models
         importlib.import_module("shimmy")  # registers the tasks of dm_control
         if f"dm_control/{env_id}-v0" in gym.registry:
             env_id = f"dm_control/{env_id}-v0"
@@ -528,12 +527,13 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     return gym.wrappers.RecordEpisodeStatistics(Task(env))
 
 
-def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *settings) -> None:
-    """What a worker process does: Gymnasium's own worker, but for signals, errors and priority."""
+def simulate(seed: int, index: int, make, pipe, parent_pipe, shared_memory, error_queue, *settings) -> None:
+    """What a worker process does: Gymnasium's own worker, but for seeds, signals, errors and priority."""
 
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
-        old = {"unpack", "unexpected"} & {*str(error).split()}
-        api = "; in Gymnasium, step() returns 5 values and reset() 2" if old else ""
+        place = traceback.extract_tb(error.__traceback__)[-1].filename
+        old = {"unpack", "unexpected"} & {*str(error).split()} and place.startswith((__file__, *gym.__path__))
+        api = "; in Gymnasium, step() returns 5 values, and reset(seed=..., options=...) 2" if old else ""
         if not api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
         message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
@@ -544,6 +544,8 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
     os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the process that made the first environment has shown them
+    for set_seed in STREAMS:
+        set_seed(*derive_seeds(seed, MAKING, index, count=1))
     try:
         env = make()
     except Exception as error:
@@ -557,23 +559,26 @@ def simulate(index: int, make, pipe, parent_pipe, shared_memory, error_queue, *s
 
 
 class WorkerEnvs(gym.vector.AsyncVectorEnv):
-    """Environments in worker processes; close() kills those that don't end by themselves in five seconds."""
+    """A task in worker processes. One that ends is reset in the same step, and its last observation is in the infos."""
+
+    def __init__(self, args: Args):
+        self.parent_pipes = self.processes = ()  # until they are made
+        made, worker = [partial(make_env, args.env_id)] * args.num_envs, partial(simulate, args.seed)
+        try:
+            super().__init__(made, copy=False, autoreset_mode="SameStep", worker=worker)
+        except Exception as error:
+            self.close_extras()
+            fail(f"--env-id {args.env_id} can't be made: {type(error).__name__}: {error}")
+        gym.logger.min_level = 50  # from here on, an environment's error becomes one line
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         for pipe in self.parent_pipes:
             with contextlib.suppress(OSError, AttributeError):  # of a worker that is gone already
                 pipe.send(("close", None))
-        end = time.monotonic() + 5
-        for process in self.processes:
+        end = time.monotonic() + 5  # seconds, after which they are killed
+        for process in [process for process in self.processes if process.pid]:
             process.join(max(0, end - time.monotonic()))
             process.kill()
-
-
-def make_envs(env_id: str, num_envs: int) -> WorkerEnvs:
-    """Worker environments. One that ends is reset in the same step, and its last observation is in the infos."""
-    gym.logger.min_level = 50  # an environment's error becomes one line
-    atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])  # whatever has happened
-    return WorkerEnvs([partial(make_env, env_id)] * num_envs, copy=False, autoreset_mode="SameStep", worker=simulate)
 
 
 def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
@@ -598,35 +603,35 @@ def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[n
     return returns[:episodes], lengths[:episodes]
 
 
-def play(args: Args, device: torch.device) -> None:
+def play(args: Args, device: torch.device, stop: list[int]) -> None:
     """--evaluate: prints every return of a trained policy, their mean and standard deviation (over n)."""
     path = Path(args.evaluate)
-    if path.is_dir():
-        path = [*(file for file in sorted(path.glob("*.pt")) if file.name != CHECKPOINT), path / CHECKPOINT][0]
+    path = max(sorted(path.glob("*.pt")), key=lambda file: file.name != CHECKPOINT, default=path)
     saved = load_file(path)
-    known = {field.name: field.default for field in fields(Args)}
-    for name in saved["args"].keys() - known:
-        fail(f"{path} has the argument {name}, which this version of {ALGORITHM}.py does not know")
-    for name in known.keys() - saved["args"]:
-        log(f"{path} has no argument {name}; its default is taken: {known[name]}")
-    trained, name = Args(**known | saved["args"]), f"{path.stem}_step{saved['global_step']}"
-    with contextlib.closing(make_envs(trained.env_id, trained.num_envs)) as envs:
+    missing = ", ".join(f"{f.name} ({f.default})" for f in fields(Args) if f.name not in saved["args"])
+    missing and log(f"{path} has no argument {missing}; the default is taken")
+    trained, name = Args(**saved["args"]), f"{path.stem}_step{saved['global_step']}"
+    with contextlib.closing(WorkerEnvs(trained)) as envs:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], trained).to(device)
         agent.load_state_dict(saved["agent"])
-        returns, lengths = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device)
+        result = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device, stop)
+    if not result:
+        raise SystemExit(128 + stop[0])
+    returns, lengths = result
     episodes = ", ".join(f"{r:.2f} ({n} steps)" for r, n in zip(returns, lengths, strict=True))
     log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes: {episodes}")
     if not args.capture_video:
         return
     try:
-        env = make_env(trained.env_id, render_mode="rgb_array")
-        fps = 1 / env.unwrapped.dt if hasattr(env.unwrapped, "observation_spec") else None  # shimmy's own is wrong
-        env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
-        evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device)
-        env.close()
+        with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
+            fps = 1 / env.unwrapped.dt if "shimmy" in type(env.unwrapped).__module__ else None  # its own is wrong
+            env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
+            evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device, stop)
+            env.stop_recording()
     except Exception as error:
         opengl = any(word in repr(error).lower() for word in ("egl", "opengl", "osmesa", "glfw", "glcontext"))
         advice = "; rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)" if opengl else ""
+        sys.unraisablehook = lambda _: None  # what MuJoCo's half-made renderer says when it is deleted
         fail(f"no video: {type(error).__name__}: {str(error) or 'the task does not draw'}{advice}", 1)
     log(f"video: {path.parent / name}-episode-0.mp4")
 
@@ -656,12 +661,10 @@ def load_file(path: Path) -> dict:
     try:
         assert not zipfile.ZipFile(path).testzip()  # the checksums, which torch does not look at
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        origin = f"written by {saved['algorithm']}.py"
+        assert saved["algorithm"] == ALGORITHM and Args(**saved["args"]), f"{saved['algorithm']}.py wrote it"
+        return saved
     except Exception as error:  # what a damaged file raises is as varied as the damage
-        origin = f"missing or damaged ({type(error).__name__})"
-    if origin != f"written by {ALGORITHM}.py":
-        fail(f"{path} is {origin}; this is {ALGORITHM}.py")
-    return saved
+        fail(f"{path} is missing, damaged or foreign: {type(error).__name__} {error}".splitlines()[0])
 
 
 class Run:
@@ -676,40 +679,36 @@ class Run:
         self.metrics, self.training_return, self.wandb_id = {}, "-", f"{self.dir.name}-{int(time.time())}"
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
+            was = json.loads((self.dir / "args.json").read_text()) if (self.dir / "args.json").exists() else {}
+            if "algorithm" not in was and not {path.name for path in self.dir.iterdir()} <= {".lock", "args.json.new"}:
+                raise FileExistsError("it is neither a run directory nor empty")
             self.lock = open(self.dir / ".lock", "w")  # the lock ends with the process, however that ends
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             busy = isinstance(error, BlockingIOError) and "another process is training there"
             fail(f"--run-dir {self.dir} can't be used: {busy or error}", os.EX_TEMPFAIL if busy else 2)
-        if not any('"algorithm"' in path.read_text() for path in self.dir.glob("args.json")):
-            if any(path.name not in (".lock", "args.json.new") for path in self.dir.iterdir()):
-                fail(f"{self.dir} is neither a run directory nor empty; choose another --run-dir")
-        elif not args.resume and not args.overwrite:
+        if was and not args.resume and not args.overwrite:
             fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
-        elif args.resume:
-            was, now = json.loads((self.dir / "args.json").read_text()), {"algorithm": ALGORITHM, **asdict(args)}
-            budget = {"total_timesteps"} if now.get("anneal_lr") else set()  # sets the step size
-            changed = [name for name in now if name not in MAY_CHANGE - budget and was.get(name) != now[name]]
+        if was and args.resume:
+            now = {"algorithm": ALGORITHM, **asdict(args)}
+            may_change = MAY_CHANGE[now.get("anneal_lr", False) :]  # where the budget, its first, sets the step size
+            changed = [name for name in now if name not in may_change and was.get(name) != now[name]]
             if changed:
                 given = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in changed)
                 fail(f"{self.dir} was trained with {given}; give the same arguments, or another --run-dir")
-            if (self.dir / "result.json").exists():
-                step = json.loads((self.dir / "result.json").read_text())["global_step"]
-                if args.total_timesteps <= step:
-                    log(f"{self.dir} is complete")
-                    raise SystemExit(0)
-                if not (self.dir / CHECKPOINT).exists():
-                    fail(f"{self.dir} is complete at step {step}; it could go on if --keep-checkpoint had been given")
+            if (self.dir / "result.json").exists() and args.total_timesteps <= was["total_timesteps"]:
+                log(f"{self.dir} is complete")
+                raise SystemExit(0)
+            if (self.dir / "result.json").exists() and not (self.dir / CHECKPOINT).exists():
+                fail(f"{self.dir} is complete at step {was['total_timesteps']}; only --keep-checkpoint lets it go on")
 
     def restore(self, **parts) -> None:
         """Loads counters, random states and `parts` from the checkpoint, if any, and opens the logs as of then."""
         self.parts, path, args = parts, self.dir / CHECKPOINT, asdict(self.args)
-        # Only now that nothing can be wrong; killed at any moment, this leaves the folder of an unfinished run.
         for pattern in ("result.json", "*.pt", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new", "args.json"):
             for old in self.dir.glob(pattern) if self.args.overwrite else ():
-                old.unlink()
-        resumed = path.exists()
-        if resumed:
+                old.unlink()  # only now that nothing can be wrong; a kill leaves the folder of an unfinished run
+        if path.exists():
             checkpoint = load_file(path)
             self.__dict__ |= {name: checkpoint[name] for name in SAVED}
             for name, part in parts.items():
@@ -717,7 +716,7 @@ class Run:
                     checkpoint[name]["param_groups"] = part.state_dict()["param_groups"]
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
             self.rng.bit_generator.state = checkpoint["numpy_rng"]
             (self.dir / "result.json").unlink(missing_ok=True)  # of a run that is made longer
         replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args}) or fail("there is no room for a run", 1)
@@ -725,7 +724,8 @@ class Run:
         if self.args.track:
             settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
             importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
-        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
+        threading.excepthook = lambda e: e.exc_type is OSError or threading.__excepthook__(e)  # write_scalars tells
+        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.first_step, self.logged_step, self.logged_time = self.global_step, self.global_step, time.time()
@@ -737,27 +737,20 @@ class Run:
         return envs.reset(seed=derive_seeds(self.args.seed, TRAINING, self.global_step, count=envs.num_envs))[0].copy()
 
     def write_scalars(self, scalars: dict[str, float]) -> None:
-        """Logs to TensorBoard at the current step; a full disk ends this log, with a warning, and not the run."""
+        """Logs to TensorBoard at the current step; a full disk loses them, with a warning, and not the run."""
         try:
+            self.writer = self.writer or SummaryWriter(self.dir)  # one does not survive an error
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, self.global_step)
             self.writer.flush()  # a kill costs nothing that a checkpoint relies on
         except OSError as error:
             log(f"warning: step {self.global_step:,} is not in TensorBoard's log: {error}")
-
-    def read_metrics(self) -> dict[str, float]:
-        """Waits for the learner and reads what it returned last; ends the run if that is not finite."""
-        values = dict(zip(self.metrics, torch.tensor([*self.metrics.values()]).tolist(), strict=True))
-        broken = [tag for tag, value in values.items() if not math.isfinite(value)]
-        if broken:
-            fail(f"step {self.global_step}: {', '.join(broken)} not finite; the checkpoint is left as it was", 1)
-        return values
+            self.writer = None
 
     def evaluate(self, policy, envs: WorkerEnvs) -> bool:
         """Every --eval-frequency steps and at the end, plays the policy; returns whether the environments did so."""
         step, args = self.global_step, self.args
-        due = step % args.eval_frequency == 0 or step >= args.total_timesteps
-        if not due or self.evaluations[-1].startswith(f"{step},"):
+        if self.evaluations[-1].startswith(f"{step},") or step % args.eval_frequency and step < args.total_timesteps:
             return False
         result = evaluate(policy, envs, args.seed, args.eval_episodes, self.device, self.stop)
         if not result:  # a signal came: the resumed run evaluates at this step
@@ -781,10 +774,14 @@ class Run:
             self.training_return = f"{returns.mean():.1f}"
             self.write_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
         if step % args.log_frequency == 0 or step >= args.total_timesteps:
+            values = dict(zip(self.metrics, torch.tensor([*self.metrics.values()]).tolist(), strict=True))
+            broken = [tag for tag, value in values.items() if not math.isfinite(value)]
+            if broken:
+                fail(f"step {step}: {', '.join(broken)} not finite; the checkpoint is left as it was", 1)
             sps = (step - self.logged_step) / (time.time() - self.logged_time)
             self.logged_step, self.logged_time = step, time.time()
             charts = {"charts/SPS": sps, "charts/frames": step * args.num_envs, "charts/updates": self.updates}
-            self.write_scalars(self.read_metrics() | charts)
+            self.write_scalars(values | charts)
             self.metrics = {}  # what no update has renewed by the next time is not logged again
             left = f"{(args.total_timesteps - step) / sps / 3600:.1f} h left"
             log(f"step {step:,}: return {self.training_return}, SPS {sps:.0f}, {left}")
@@ -795,7 +792,8 @@ class Run:
         was_over, self.over = self.over, finished or stopped
         due = stopped or (args.keep_checkpoint if finished else self.global_step % args.checkpoint_frequency == 0)
         if now or due and not was_over:
-            self.read_metrics()
+            if not all(value.isfinite().all() for value in self.parts["agent"].state_dict().values()):
+                fail(f"step {self.global_step}: the networks are not finite; the checkpoint is left as it was", 1)
             self.wall_seconds = time.time() - self.started
             content = {"algorithm": ALGORITHM, "args": asdict(args), "numpy_rng": self.rng.bit_generator.state}
             content |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
@@ -819,11 +817,9 @@ class Run:
         result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
         result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
         result |= {"versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]}}
-        networks = self.dir / f"{args.exp_name}.pt", saved | {"agent": agent.state_dict()}
-        written = replace_file(*networks) and replace_file(self.dir / "result.json", result)
-        written or fail("the result can't be written; --resume ends the run again from its checkpoint", 1)
-        if not args.keep_checkpoint:
-            (self.dir / CHECKPOINT).unlink(missing_ok=True)
+        done = replace_file(self.dir / f"{args.exp_name}.pt", saved | {"agent": agent.state_dict()})
+        done and replace_file(self.dir / "result.json", result) or fail("no room for the result; --resume ends it", 1)
+        args.keep_checkpoint or (self.dir / CHECKPOINT).unlink(missing_ok=True)
         log(f"complete: {self.dir}, evaluation {returns.mean():.1f} +/- {returns.std():.1f}")
         return 0
 
@@ -832,10 +828,9 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     args = tyro.cli(Args, description=__doc__)
     for name, value in vars(args).items():
-        unit = name in ("gamma", "tau", "gae_lambda")
-        zero = unit or name in MAY_BE_ZERO
-        if type(value) in (int, float) and not (0 <= value < 2**63 and (zero or value) and (value <= 1 or not unit)):
-            wanted = "between 0 and 1" if unit else "zero or more" if zero else "positive"
+        most, zero = (1, True) if name in ("gamma", "tau", "gae_lambda") else (2**63 - 1, name in MAY_BE_ZERO)
+        if type(value) in (int, float) and not (0 <= value <= most and (zero or value)):
+            wanted = f"between 0 and {most}" if zero or value > 0 else "positive"
             fail(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
     rules = [
         *conflicts(args),
@@ -846,33 +841,36 @@ def main() -> int:
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
     any(fail(message) for wrong, message in rules if wrong)
-    # Before MuJoCo is imported: EGL renders offscreen (on Linux), and without a video there is no OpenGL at all.
-    if sys.platform == "linux" or not args.capture_video:
-        os.environ.setdefault("MUJOCO_GL", "egl" if args.capture_video else "disable")
+    if getattr(args, "learning_starts", 0) >= args.total_timesteps:
+        log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
+    gl = ("egl" if sys.platform == "linux" else "glfw") if args.capture_video else "disable"  # egl draws offscreen
+    os.environ.setdefault("MUJOCO_GL", gl)  # before MuJoCo is imported
     if "OMP_NUM_THREADS" not in os.environ:  # leave the workers' cores to them; small matrices gain nothing beyond 4
         torch.set_num_threads(max(1, min(4, torch.get_num_threads() - args.num_envs)))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms need
     torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a replay buffer is large, and empty at first
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if args.evaluate is not None:
-        return play(args, device)
-    try:
-        make_env(args.env_id).close()
-    except Exception as error:
-        fail(f"--env-id {args.env_id} can't be made: {error!r}")
     stop: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, _: stop.append(number))
-    run = Run(args, device, stop)
+    run = None
     try:
-        with contextlib.closing(make_envs(args.env_id, args.num_envs)) as envs:  # forked before threads and CUDA start
+        if args.evaluate is not None:
+            return play(args, device, stop)
+        with contextlib.closing(WorkerEnvs(args)) as envs:  # forked before threads and CUDA start
+            run = Run(args, device, stop)
             return train(args, run, envs)
     except (OSError, EOFError) as error:  # ChildProcessError is an environment's
         reason = "a simulation worker died" if isinstance(error, (EOFError, ConnectionError)) else str(error)
-    if run.global_step > run.first_step:
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and "state_dict" not in str(error):
+            raise
+        fail(f"memory is too small, or what was saved is of another task: {' '.join(str(error).split())[:300]}")
+    if run and run.global_step > run.first_step:
         run.save(now=True)
         reason += "; --resume goes on from the checkpoint"
-    fail(f"step {run.global_step}: {reason}", 1)
+    fail(f"step {run.global_step}: {reason}" if run else reason, 1)
 
 
 if __name__ == "__main__":

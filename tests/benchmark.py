@@ -314,11 +314,7 @@ def main():
             sys.exit(f"benchmark.py: error: {message}")
     modules = {name: importlib.import_module(name) for name in [*OFF_POLICY, "ppo"]}
     ams = modules["ams_td3"]
-    try:
-        ams.make_env(args.env_id).close()  # what this imports, the workers share
-    except Exception as error:
-        sys.exit(f"benchmark.py: error: --env-id {args.env_id} can't be made: {error}")
-    envs = ams.make_envs(args.env_id, NUM_ENVS)
+    envs = ams.WorkerEnvs(ams.Args(env_id=args.env_id, num_envs=NUM_ENVS))
     obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
     torch.set_num_threads(args.threads)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None

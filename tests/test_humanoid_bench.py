@@ -59,7 +59,7 @@ def test_the_missing_package_is_named_with_what_installs_it(tmp_path):
     absent = "import sys; sys.modules['humanoid_bench'] = None; import importlib.util as util; find = util.find_spec; "
     absent += "util.find_spec = lambda name, *rest: None if name == 'humanoid_bench' else find(name, *rest)"
     advice = "git clone", "checkout 791405f", "pip install --no-deps -e humanoid-bench"
-    fails("td3", "--env-id h1-walk", "h1-walk", *advice, before=absent)
+    fails("td3", "--env-id h1-walk", "no HumanoidBench", *advice, before=absent)
     assert not any(tmp_path.iterdir())
 
 

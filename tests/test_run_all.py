@@ -283,7 +283,7 @@ def test_smoke_a_failure_a_smaller_budget_and_a_pasted_line(project):
     # Of a run that is complete, but for less than what is asked, the status says so, and the script why it can't go on.
     longer = ["smoke", "--algorithms", "td3", "--", "--total-timesteps", "1200"]
     assert "1 complete with only 1100 steps" in project.sweep(*longer[:3], "--status", *longer[3:])
-    assert "walker-walk__td3__0 is complete at step 1100; it could go on" in project.sweep(*longer, status=1)
+    assert "walker-walk__td3__0 is complete at step 1100; only --keep-checkpoint" in project.sweep(*longer, status=1)
 
     # A listed line, pasted, is the same run: the script compares all arguments before it says so.
     line = project.sweep("smoke", "--list", "--algorithms", "ams_td3")

@@ -295,7 +295,7 @@ def train(tmp_path, monkeypatch):
         args = {name: value for name, value in (SHORT | args).items() if hasattr(module.Args, name)}
         args = module.Args(**args, run_dir=str(path))
         run = module.Run(args, torch.device("cpu"), [])
-        with contextlib.closing(module.make_envs(args.env_id, args.num_envs)) as envs:
+        with contextlib.closing(module.WorkerEnvs(args)) as envs:
             assert module.train(args, run, envs) == 0
         with open(path / "evaluations.csv") as file:
             return path, [{key: row[key] for key in row if key != "wall_seconds"} for row in csv.DictReader(file)]

@@ -162,7 +162,7 @@ AT_ONCE = {
     "Single": ("shape", "(1,)", "(3,)"),
     "Column": ("shape", "(3, 1)", "(3,)"),
     "FourValues": ("unpack", "step() returns 5 values"),
-    "NoInfo": ("unpack", "reset() 2"),
+    "NoInfo": ("unpack", "reset(seed=..., options=...) 2"),
     "NoSeed": ("seed",),
     "OnlyHere": ("no licence in this worker",),
 }
@@ -171,11 +171,11 @@ AT_ONCE = {
 @pytest.mark.parametrize("env_id", AT_ONCE)
 def test_what_breaks_at_once_does_not_advise_to_resume(env_id):
     """In the evaluation at step 0 or before. One line, below the traceback of the user's own error in making it."""
-    command = start("td3", f"--env-id envs:{env_id}-v0").end(1, traceback=env_id == "OnlyHere")
+    command = start("td3", f"--env-id envs:{env_id}-v0").end(1 + (env_id == "OnlyHere"), traceback=env_id == "OnlyHere")
     *above, last = command.stderr.splitlines()
     assert last.startswith("td3.py: error: ") and all(part in last for part in AT_ONCE[env_id])
     assert (
-        len(above) < (40 if env_id == "OnlyHere" else 1)
+        len(above) < (50 if env_id == "OnlyHere" else 1)
         and "ConnectionReset" not in command.stderr
         and "--resume" not in last
     )
@@ -190,7 +190,7 @@ def test_limits_of_the_machine_are_named():
     fails("td3", "--buffer-size 20000000", "the replay buffer does not fit", before=limit)
     limit = "import os, resource; used = len(os.listdir('/proc/self/fd')) + 12; "
     limit += "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))"
-    fails("td3", "--num-envs 30", "Too many open files", before=limit, status=1)
+    fails("td3", "--num-envs 30", "Too many open files", before=limit)
 
 
 def test_one_seed_is_one_run_whatever_numbers_an_environment_draws():
@@ -244,8 +244,8 @@ def test_evaluate_networks_of_another_version():
     epsilon = saved["args"].pop("epsilon")
     torch.save(saved, "fewer.pt")
     command = run("ams_td3", "--evaluate fewer.pt")
-    assert f"fewer.pt has no argument epsilon; its default is taken: {epsilon}\n" in command.stdout
+    assert f"fewer.pt has no argument epsilon ({epsilon}); the default is taken\n" in command.stdout
     assert command.stdout.split("mean")[1] == played
     saved["args"] |= {"epsilon": epsilon, "momentum": 0.9}
     torch.save(saved, "more.pt")
-    fails("ams_td3", "--evaluate more.pt", "more.pt", "momentum", "does not know")
+    fails("ams_td3", "--evaluate more.pt", "more.pt", "unexpected keyword argument 'momentum'")
