@@ -55,9 +55,8 @@ class Command:
         self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
         self.out.touch(), self.err.touch()
         outputs = [stdout or str(self.out), str(self.err)]
-        self.process = SERVER.Process(
-            target=become, args=(script, words, os.path.abspath(cwd), outputs, environ, before)
-        )
+        args = script, words, os.path.abspath(cwd), outputs, environ, before
+        self.process = SERVER.Process(target=become, args=args)
         self.process.start()
         self.pid = self.process.pid
         running.append(self)

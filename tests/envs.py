@@ -71,7 +71,7 @@ class Breaks(Walk):
         observation, reward, *rest = super().step(action)
         broken = self.what if self.steps == self.at else ""
         if broken == "error":
-            raise KeyError("no such joint")
+            raise RuntimeError("unexpected end of file")
         if broken == "physics":
             raise PhysicsError("it diverged")
         reward = {"nan": np.nan, "infinity": -np.inf, "huge": 1e39}.get(broken, reward)
@@ -83,19 +83,21 @@ class Odd(Walk):
 
     def __init__(self, what, **options):
         super().__init__(**options)
-        self.what = what
+        self.what, self.made = what, random.random()
+        self.observation_space = gym.spaces.Tuple([Box(-1, 1, (5,))]) if what == "nested" else self.observation_space
 
     def observe(self):
         if self.what == "streams":  # numbers from other streams than the environment's own
-            return np.array([random.random(), np.random.rand(), torch.rand(()).item()], np.float32)
-        return np.zeros(self.what, np.float32) if isinstance(self.what, tuple) else super().observe()
+            drawn = random.random() + self.made, np.random.rand() + self.observation_space.sample()[0], torch.rand(())
+            return np.array(drawn, np.float32)
+        observation = np.zeros(self.what, np.float32) if isinstance(self.what, tuple) else super().observe()
+        return (observation,) if self.what == "nested" else observation
 
     def reset(self, seed=None, options=None):
         observation, info = super().reset(seed=seed)
         return observation if self.what == "no info" else (observation, info)
 
     def step(self, action):
-        action = np.zeros_like(action) if self.what == "deaf" else action
         observation, reward, terminated, truncated, info = super().step(action)
         if isinstance(self.what, tuple):  # then nothing that is random matters
             reward = float(action.mean())
@@ -140,12 +142,13 @@ class Simulator(Breaks):
 
 
 class OnlyHere(Walk):
-    """Can be made in the first process only, as where a licence is missing."""
+    """In workers it can't be made, as where a licence is missing, or is another task, as where layouts are random."""
 
-    def __init__(self, render_mode=None):
+    def __init__(self, differs=False, render_mode=None):
         super().__init__()
         if multiprocessing.parent_process():
-            raise RuntimeError("no licence in this worker")
+            self.observation_space = Box(-1, 1, (4,))
+            assert differs, "no licence in this worker"
 
 
 class Drawn(Walk):
@@ -190,12 +193,13 @@ for name, own, options in (
     ("Column", Odd, {"what": (3, 1)}),
     ("Single", Odd, {"what": (1,)}),
     ("Scalar", Odd, {"what": ()}),
+    ("Nested", Odd, {"what": "nested"}),
+    ("Differs", OnlyHere, {"differs": True}),
     ("Zeros", Odd, {"what": (3,)}),
     ("Streams", Odd, {"what": "streams"}),
     ("NoInfo", Odd, {"what": "no info"}),
     ("FourValues", Odd, {"what": "four values"}),
     ("Arrays", Odd, {"what": "arrays"}),
-    ("Deaf", Odd, {"what": "deaf"}),  # whatever is done has no effect, even what is no number
     ("Endless", Odd, {"what": "endless"}),
 ):
     gym.register(f"{name}-v0", own, kwargs=options)
