@@ -924,7 +924,7 @@ def main() -> int:
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error) and "state_dict" not in str(error):
             raise
-        fail(f"memory is too small, or what was saved is of another task: {' '.join(str(error).split())[:300]}")
+        fail(f"memory is too small, or the networks are of another version: {' '.join(str(error).split())[:250]}")
     if run and run.global_step > run.first_step:
         run.save(now=True)
         reason += "; --resume goes on from the checkpoint"

@@ -330,7 +330,7 @@ def test_networks_of_another_task_and_a_task_that_is_gone(copied):
     copied("td3", complete=False)
     before, other = contents(RUN), "import envs; envs.Ends.observation_space = envs.Box(-1, 1, (4,))"
     for how in ("--resume", "--evaluate run"):
-        fails("td3", how, "of another task", "size mismatch for actor", before=other)
+        fails("td3", how, "of another version", "size mismatch for actor", before=other)
     fails("td3", "--evaluate run", "can't be made", "envs", before="import sys; sys.modules['envs'] = None")
     assert contents(RUN) == before
 

