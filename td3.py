@@ -403,7 +403,7 @@ def log(message: str) -> None:
 
 def fail(message: str, status: int = 2):
     """Ends the program with one line on stderr and an exit status."""
-    print(f"{ALGORITHM}.py: error: {message}", file=sys.stderr)
+    print(f"{ALGORITHM}.py: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -420,25 +420,25 @@ class Task(gym.Wrapper):
         space = env.action_space
         vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
         self.low, self.high = (space.low.astype(float), space.high.astype(float)) if vector else (0, np.inf)
-        if not np.all(self.high - self.low < 1e9):  # dm_control's lqr has 2e10, and means that there is no bound
+        if not (env.observation_space.is_np_flattenable and np.all(self.high - self.low < 1e9)):  # lqr has 2e10
             env.close()
-            raise ValueError(f"it has the actions {space}; {ALGORITHM} needs a vector of bounded continuous actions")
+            raise ValueError(f"{space}, {env.observation_space}: needed is a vector of bounded continuous actions")
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
-        self.action_space, space = gym.spaces.Box(-1, 1, space.shape, np.float32), env.observation_space
-        order = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else space  # not sorted
-        self.parts = {key: space[key] for key in order} if isinstance(space, gym.spaces.Dict) else {None: space}
-        obs_dim = sum(gym.spaces.utils.flatdim(part) for part in self.parts.values())
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, space.shape, np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.utils.flatdim(env.observation_space),))
+        # A Dict space is sorted, dm_control's specification is not.
+        self.keys = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else None
 
-    def flatten(self, observation) -> np.ndarray:
-        flat = []
-        for key, space in self.parts.items():
-            part, shape = observation if key is None else observation[key], space.shape
-            if not isinstance(space, gym.spaces.Box):
-                part, shape = gym.spaces.utils.flatten(space, part), (gym.spaces.utils.flatdim(space),)
-            if np.shape(part) != shape:
-                raise ChildProcessError(f"the observation has the shape {np.shape(part)}, its space {shape}")
-            flat.append(np.ravel(part))
+    def flatten(self, space: gym.Space, value, keys=None) -> list[np.ndarray]:
+        if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+            keys = keys or (range(len(space)) if isinstance(space, gym.spaces.Tuple) else space)
+            return [flat for key in keys for flat in self.flatten(space[key], value[key])]
+        if isinstance(space, gym.spaces.Box) and np.shape(value) != space.shape:
+            raise ChildProcessError(f"the observation has the shape {np.shape(value)}, its space {space.shape}")
+        return [np.ravel(value if isinstance(space, gym.spaces.Box) else gym.spaces.utils.flatten(space, value))]
+
+    def observe(self, observation) -> np.ndarray:
+        flat = self.flatten(self.env.observation_space, observation, self.keys)
         self.last_observation = np.concatenate(flat, dtype=np.float32, casting="unsafe")
         if not np.isfinite(self.last_observation).all():
             raise ChildProcessError("the observation is not finite")
@@ -449,7 +449,7 @@ class Task(gym.Wrapper):
         for set_seed in (*STREAMS, own.action_space.seed, own.observation_space.seed) if seed is not None else ():
             set_seed(seed)
         observation, _ = self.env.reset(seed=seed, options=options)
-        return self.flatten(observation), {}
+        return self.observe(observation), {}
 
     def step(self, action: np.ndarray):
         if not np.isfinite(action).all():
@@ -465,7 +465,7 @@ class Task(gym.Wrapper):
         reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
         if not np.isfinite(np.float32(reward)):
             raise ChildProcessError(f"the reward is {reward}")
-        return self.flatten(observation), float(reward), bool(terminated), bool(truncated), {}
+        return self.observe(observation), float(reward), bool(terminated), bool(truncated), {}
 
 
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
@@ -498,12 +498,12 @@ def simulate(seed: int, index: int, make, pipe, parent_pipe, shared_memory, erro
 
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
         place = traceback.extract_tb(error.__traceback__)[-1].filename
-        old = {"unpack", "unexpected"} & {*str(error).split()} and place.startswith((__file__, *gym.__path__))
-        api = "; in Gymnasium, step() returns 5 values, and reset(seed=..., options=...) 2" if old else ""
-        if not api and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
+        ours = place.startswith((__file__, *gym.__path__)) and f"gymnasium{os.sep}envs" not in place
+        api = "; in Gymnasium, step() returns 5 values, and reset(seed=..., options=...) 2" if ours else ""
+        if not ours and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
-        message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}"
-        error_queue.put((index, ChildProcessError, f"environment {index}: {message}{api}", ""))
+        message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}{api}"
+        error_queue.put((index, ChildProcessError, f"environment {index}: {message}", ""))
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: None)  # for the trainer to hear; ignored ones would be so in simulators too
@@ -528,21 +528,21 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
     """A task in worker processes. One that ends is reset in the same step, and its last observation is in the infos."""
 
     def __init__(self, args: Args):
-        self.parent_pipes = self.processes = ()  # until they are made
         made, worker = [partial(make_env, args.env_id)] * args.num_envs, partial(simulate, args.seed)
         try:
             super().__init__(made, copy=False, autoreset_mode="SameStep", worker=worker)
         except Exception as error:
             self.close_extras()
-            fail(f"--env-id {args.env_id} can't be made: {type(error).__name__}: {error}")
+            died = isinstance(error, (EOFError, ConnectionError)) and "a worker died"
+            fail(f"--env-id {args.env_id} can't be made: {died or f'{type(error).__name__}: {error}'}")
         gym.logger.min_level = 50  # from here on, an environment's error becomes one line
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        for pipe in self.parent_pipes:
+        for pipe in getattr(self, "parent_pipes", ()):
             with contextlib.suppress(OSError, AttributeError):  # of a worker that is gone already
                 pipe.send(("close", None))
         end = time.monotonic() + 5  # seconds, after which they are killed
-        for process in [process for process in self.processes if process.pid]:
+        for process in [process for process in getattr(self, "processes", ()) if process.pid]:
             process.join(max(0, end - time.monotonic()))
             process.kill()
 
@@ -581,16 +581,14 @@ def play(args: Args, device: torch.device, stop: list[int]) -> None:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], trained).to(device)
         agent.load_state_dict(saved["agent"])
         result = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device, stop)
-    if not result:
-        raise SystemExit(128 + stop[0])
-    returns, lengths = result
+    returns, lengths = result or sys.exit(128 + stop[0])
     episodes = ", ".join(f"{r:.2f} ({n} steps)" for r, n in zip(returns, lengths, strict=True))
     log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes: {episodes}")
     if not args.capture_video:
         return
     try:
         with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
-            fps = 1 / env.unwrapped.dt if "shimmy" in type(env.unwrapped).__module__ else None  # its own is wrong
+            fps = 1 / env.unwrapped.dt if env.get_wrapper_attr("keys") else env.metadata.get("render_fps") or 30
             env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
             evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device, stop)
             env.stop_recording()
@@ -627,7 +625,9 @@ def load_file(path: Path) -> dict:
     try:
         assert not zipfile.ZipFile(path).testzip()  # the checksums, which torch does not look at
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        assert saved["algorithm"] == ALGORITHM and Args(**saved["args"]), f"{saved['algorithm']}.py wrote it"
+        assert saved["algorithm"] == ALGORITHM and saved["agent"] and Args(**saved["args"]), (
+            f"{saved['algorithm']}.py wrote it"
+        )
         return saved
     except Exception as error:  # what a damaged file raises is as varied as the damage
         fail(f"{path} is missing, damaged or foreign: {type(error).__name__} {error}".splitlines()[0])
@@ -832,7 +832,7 @@ def main() -> int:
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error) and "state_dict" not in str(error):
             raise
-        fail(f"memory is too small, or the networks are of another version: {' '.join(str(error).split())[:250]}")
+        fail(f"memory is too small, or the networks are of another version: {str(error)[:250]}")
     if run and run.global_step > run.first_step:
         run.save(now=True)
         reason += "; --resume goes on from the checkpoint"

@@ -71,7 +71,7 @@ class Breaks(Walk):
         observation, reward, *rest = super().step(action)
         broken = self.what if self.steps == self.at else ""
         if broken == "error":
-            raise RuntimeError("unexpected end of file")
+            raise RuntimeError("unexpected end\n of file")
         if broken == "physics":
             raise PhysicsError("it diverged")
         reward = {"nan": np.nan, "infinity": -np.inf, "huge": 1e39}.get(broken, reward)
@@ -84,14 +84,15 @@ class Odd(Walk):
     def __init__(self, what, **options):
         super().__init__(**options)
         self.what, self.made = what, random.random()
-        self.observation_space = gym.spaces.Tuple([Box(-1, 1, (5,))]) if what == "nested" else self.observation_space
+        if what == "nested":
+            self.observation_space = gym.spaces.Tuple([Box(-1, 1, (2,)), Box(-1, 1, (3,))])
 
     def observe(self):
         if self.what == "streams":  # numbers from other streams than the environment's own
             drawn = random.random() + self.made, np.random.rand() + self.observation_space.sample()[0], torch.rand(())
             return np.array(drawn, np.float32)
         observation = np.zeros(self.what, np.float32) if isinstance(self.what, tuple) else super().observe()
-        return (observation,) if self.what == "nested" else observation
+        return (observation, observation[:2]) if self.what == "nested" else observation
 
     def reset(self, seed=None, options=None):
         observation, info = super().reset(seed=seed)

@@ -60,7 +60,6 @@ ARGUMENTS = {
     "--env-id CartPole-v1": "Discrete.*a vector of bounded continuous actions",
     "--env-id lqr-lqr_2_1": "a vector of bounded continuous actions",  # bounds of 1e10
     "--env-id envs:Most-v0": "a vector of bounded continuous actions",
-    "--env-id envs:HalfOpen-v0": "a vector of bounded continuous actions",
     "--env-id envs:Integers-v0": "int64.*a vector of bounded continuous actions",
     "--env-id envs:Matrix-v0": r"\(2, 2\).*a vector of bounded continuous actions",
     "--run-dir /dev/null": "--run-dir /dev/null can't be used",

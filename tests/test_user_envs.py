@@ -161,7 +161,7 @@ AT_ONCE = {
     "Scalar": ("shape", "()", "(3,)"),
     "Single": ("shape", "(1,)", "(3,)"),
     "Column": ("shape", "(3, 1)", "(3,)"),
-    "Nested": ("shape", "(3,)", "(5,)"),
+    "Nested": ("shape", "(3,)", "(2,)"),
     "FourValues": ("unpack", "step() returns 5 values"),
     "NoInfo": ("unpack", "reset(seed=..., options=...) 2"),
     "NoSeed": ("seed",),
