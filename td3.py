@@ -500,7 +500,7 @@ def simulate(seed: int, index: int, make, pipe, parent_pipe, shared_memory, erro
         place = traceback.extract_tb(error.__traceback__)[-1].filename
         ours = place.startswith((__file__, *gym.__path__)) and f"gymnasium{os.sep}envs" not in place
         api = (
-            "; Gymnasium: step() returns 5 values, one number as reward; reset(seed=..., options=...) 2" if ours else ""
+            "; Gymnasium: step() returns 5 values, the reward a number; reset(seed=..., options=...) 2" if ours else ""
         )
         if not ours and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
