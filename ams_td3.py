@@ -576,9 +576,7 @@ def simulate(seed: int, index: int, make, pipe, parent_pipe, shared_memory, erro
     def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
         place = traceback.extract_tb(error.__traceback__)[-1].filename
         ours = place.startswith((__file__, *gym.__path__)) and f"gymnasium{os.sep}envs" not in place
-        api = (
-            "; Gymnasium: step() returns 5 values, the reward a number; reset(seed=..., options=...) 2" if ours else ""
-        )
+        api = "; Gymnasium: step() returns 5 values, reward a number; reset(seed=..., options=...) 2" if ours else ""
         if not ours and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
             traceback.print_exception(error)
         message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}{api}"
