@@ -518,10 +518,9 @@ class Task(gym.Wrapper):
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
         self.action_space = gym.spaces.Box(-1, 1, space.shape, np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.utils.flatdim(env.observation_space),))
-        # A Dict space is sorted, dm_control's specification is not.
         self.keys = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else None
 
-    def flatten(self, space: gym.Space, value, keys=None) -> list[np.ndarray]:
+    def flatten(self, space: gym.Space, value, keys=None) -> list[np.ndarray]:  # Dicts are sorted, dm_control's not
         if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
             keys = keys or (range(len(space)) if isinstance(space, gym.spaces.Tuple) else space)
             return [flat for key in keys for flat in self.flatten(space[key], value[key])]
@@ -676,8 +675,7 @@ def play(args: Args, device: torch.device, stop: list[int]) -> None:
     returns, lengths = result or sys.exit(128 + stop[0])
     episodes = ", ".join(f"{r:.2f} ({n} steps)" for r, n in zip(returns, lengths, strict=True))
     log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes: {episodes}")
-    if not args.capture_video:
-        return
+    args.capture_video or sys.exit(0)
     try:
         with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
             fps = 1 / env.unwrapped.dt if env.get_wrapper_attr("keys") else env.metadata.get("render_fps") or 30
@@ -717,9 +715,7 @@ def load_file(path: Path) -> dict:
     try:
         assert not zipfile.ZipFile(path).testzip()  # the checksums, which torch does not look at
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        assert saved["algorithm"] == ALGORITHM and saved["agent"] and Args(**saved["args"]), (
-            f"{saved['algorithm']}.py wrote it"
-        )
+        assert saved["algorithm"] == ALGORITHM and Args(**saved["args"]), f"{saved['algorithm']}.py wrote it"
         return saved
     except Exception as error:  # what a damaged file raises is as varied as the damage
         fail(f"{path} is missing, damaged or foreign: {type(error).__name__} {error}".splitlines()[0])
@@ -916,8 +912,12 @@ def main() -> int:
     try:
         if args.evaluate is not None:
             return play(args, device, stop)
+        try:  # before a run directory is made, which may refuse before workers are
+            make_env(args.env_id).close()
+        except Exception as error:
+            fail(f"--env-id {args.env_id} can't be made: {type(error).__name__}: {error}")
+        run = Run(args, device, stop)
         with contextlib.closing(WorkerEnvs(args)) as envs:  # forked before threads and CUDA start
-            run = Run(args, device, stop)
             return train(args, run, envs)
     except (OSError, EOFError) as error:  # ChildProcessError is an environment's
         reason = "a simulation worker died" if isinstance(error, (EOFError, ConnectionError)) else str(error)
