@@ -266,7 +266,7 @@ class Agent(nn.Module):
         self.qf2 = QNetwork(obs_dim, action_dim, args.layer_norm)
         self.qf1_target = copy.deepcopy(self.qf1).requires_grad_(False)
         self.qf2_target = copy.deepcopy(self.qf2).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else args.alpha).log())
+        self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else max(args.alpha, 1e-30)).log())
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return [*self.qf1.parameters(), *self.qf2.parameters()]
@@ -303,7 +303,7 @@ def orthonormal_directions(batch_size, num_directions, action_dim, device=None, 
 
 def sample_directions(sampling, batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
     """K directions [B, K, d] with E|v|^2 = 1, E[v v^T] = I/d: the method's; K/2 and their negatives, whose first-order
-    terms cancel exactly; or independent N(0, I/d), what appendix A.5 compares with."""
+    terms cancel where nothing is clipped; or independent N(0, I/d), which is appendix A.5's N(0, I) at that length."""
     if sampling == "gaussian":
         shape = batch_size, num_directions, action_dim
         return torch.randn(shape, device=device, generator=generator) / math.sqrt(action_dim)
@@ -330,8 +330,8 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
     next_q = torch.min(  # [B, K]; [B] with --no-ntd
         agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
     )
-    next_q_value = (next_q.mean(dim=1) if args.ntd else next_q) - agent.log_alpha.exp() * next_log_pi
-    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q_value
+    next_value = (next_q.mean(dim=1) if args.ntd else next_q) - agent.log_alpha.exp() * next_log_pi
+    return batch.rewards + args.gamma * (1 - batch.terminations) * next_value
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:

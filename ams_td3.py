@@ -17,7 +17,7 @@
 # ///
 """AMS-TD3: TD3 (arXiv 1802.09477) with Action Manifold Smoothing (Lin, "Action Manifold Smoothing: A Lipschitz Pathway
 Perspective on High-Dimensional Reinforcement Learning"): the TD target is averaged over K orthonormal perturbations of
-the next action (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q). `diff td3.py ams_td3.py` shows the method.
+the next action instead of TD3's noise (NTD, eq. 4-9), and the critics have LayerNorm (LN-Q): `diff td3.py ams_td3.py`.
 
     python ams_td3.py --env-id dog-run                                # train; add --resume to go on after a kill
     python ams_td3.py --env-id InvertedPendulum-v5 --total-timesteps 10000 --learning-starts 1000   # done in minutes
@@ -134,10 +134,10 @@ class Args:
     noise_clip: float = 0.5
     """bound on TD3's target noise (only with --no-ntd), in units of half the action range"""
     action_projection: Literal["tanh", "normalize"] = "tanh"
-    """how the actor's output becomes an action: onto the cuboid (eq. 38) or onto the sphere (eq. 37)"""
+    """how the actor's output becomes an action: onto the cuboid (tanh) or onto the sphere (normalize)"""
 
     ntd: bool = True
-    """average the TD target over a neighborhood of the next action; --no-ntd gives TD3's own target"""
+    """average the TD target over a neighborhood of the next action; --no-ntd gives TD3's own target, with its noise"""
     layer_norm: bool = True
     """LayerNorm after each hidden layer of the critics"""
     num_neighbors: int = 8
@@ -248,7 +248,7 @@ class Actor(nn.Module):
         x = F.relu(self.fc1(observations))
         x = F.relu(self.fc2(x))
         mu = self.fc_mu(x)
-        # Appendix A.7: the cuboid lets every joint saturate on its own (eq. 38), the sphere shares one norm (eq. 37).
+        # Appendix A.7 of the AMS paper: the cuboid lets every joint saturate on its own, the sphere shares one norm.
         return torch.tanh(mu) if self.action_projection == "tanh" else F.normalize(mu, dim=-1)
 
 
@@ -301,7 +301,7 @@ def orthonormal_directions(batch_size, num_directions, action_dim, device=None, 
 
 def sample_directions(sampling, batch_size, num_directions, action_dim, device=None, generator=None) -> Tensor:
     """K directions [B, K, d] with E|v|^2 = 1, E[v v^T] = I/d: the method's; K/2 and their negatives, whose first-order
-    terms cancel exactly; or independent N(0, I/d), what appendix A.5 compares with."""
+    terms cancel where nothing is clipped; or independent N(0, I/d), which is appendix A.5's N(0, I) at that length."""
     if sampling == "gaussian":
         shape = batch_size, num_directions, action_dim
         return torch.randn(shape, device=device, generator=generator) / math.sqrt(action_dim)
@@ -331,8 +331,9 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
     next_q = torch.min(  # [B, K]; [B] with --no-ntd
         agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
     )
-    next_q_value = next_q.mean(dim=1) if args.ntd else next_q
-    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q_value
+    if args.ntd:
+        next_q = next_q.mean(dim=1)
+    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
@@ -344,11 +345,9 @@ def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict[str, Ten
     stages["diagnostics/action_gradient"] = gradient.norm(dim=1).mean()
     if args.ntd:
         size = len(actions), args.num_neighbors, actions.shape[1]
-        draws, targets = [sample_directions(args.sampling, *size, actions.device) for _ in range(2)], []
-        for directions in [*draws, torch.zeros_like(draws[0][:, :1])]:  # the last gives the point target
-            with torch.random.fork_rng([actions.device] * actions.is_cuda):  # one sample in SAC's entropy
-                targets.append(td_target(agent, batch, args, directions))
-        first, second, point = targets
+        draws = [sample_directions(args.sampling, *size, actions.device) for _ in range(2)]
+        draws += [torch.zeros_like(draws[0][:, :1])]  # which gives the point target
+        first, second, point = [td_target(agent, batch, args, directions) for directions in draws]
         spread = point.std(correction=0).clamp_min(1e-12)
         stages["diagnostics/target_shift"] = (first - point).square().mean().sqrt() / spread
         stages["diagnostics/target_noise"] = (first - second).square().mean().sqrt() / math.sqrt(2) / spread

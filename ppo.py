@@ -23,14 +23,14 @@ hyperparameters of CleanRL.
     python ppo.py --evaluate runs/dog-run__ppo__1 --capture-video                        # play what was trained
 
 One step is one vector step: all environments advance once (1M steps = 8M frames). An update is a gradient step on one
-minibatch; `num_steps` steps make a rollout, and each rollout is followed by `update_epochs * num_minibatches` updates.
+minibatch; `num_steps` steps make a rollout, which is followed by `update_epochs` passes over its minibatches.
 The Gaussian policy is in units of half the task's action range, from -1 to 1.
 
 Deviations from CleanRL: those units (in raw ones, nothing is learned on wide bounds); time limits bootstrap from the
 value of the true last observation; the discounted return behind the reward normalization starts anew at every end of an
 episode (carried over time limits, it drifts); the running statistics are shared by the environments, saved with the
-networks and used, unchanged, at evaluation; a last rollout that the budget cuts short is learned from like the others,
-and the learning rate falls with the steps; minibatches have one size, so a remainder is left out, others in each epoch.
+networks and used, unchanged, at evaluation; a last rollout that the budget cuts short is learned from too, and the
+learning rate falls with the steps; minibatches have one size, so a remainder is left out, a different one each epoch.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ class Args:
     num_steps: int = 2048
     """steps in a rollout"""
     num_minibatches: int = 32
-    """minibatches into which the num_steps * num_envs transitions of a rollout are divided"""
+    """minibatches of a rollout, num_steps * num_envs // num_minibatches transitions each"""
     update_epochs: int = 10
     """passes over a rollout"""
     gamma: float = 0.99
@@ -382,21 +382,21 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         # Store; an environment that ended is reset already, and its last observation is in the infos
         dones = terminations | truncations
         new_observations = torch.as_tensor(new_observations, device=device)
+        real_next_observations = new_observations.clone()
         agent.obs_stats.update(new_observations)
         if dones.any():
             final_observations = torch.as_tensor(np.stack(infos["final_obs"][dones]), device=device)
             agent.obs_stats.update(final_observations)
-        next_observations = agent.normalize(new_observations)
-        step = [observations, next_observations.clone(), actions, logprobs]
-        if dones.any():
-            step[1][torch.as_tensor(dones, device=device)] = agent.normalize(final_observations)
-        observations = next_observations
+            real_next_observations[torch.as_tensor(dones, device=device)] = final_observations
+        next_observations = agent.normalize(real_next_observations)
         columns = np.array([rewards, terminations, dones], dtype=np.float32)
-        scaled_rewards, stored_terminations, stored_dones = torch.as_tensor(columns, device=device)
-        discounted_returns.mul_(args.gamma).add_(scaled_rewards)
+        rewards, terminations, dones = torch.as_tensor(columns, device=device)
+        discounted_returns.mul_(args.gamma).add_(rewards)
         agent.return_stats.update(discounted_returns)
-        discounted_returns *= 1 - stored_dones
-        rollout.add(Steps(*step, agent.scale_rewards(scaled_rewards), stored_terminations, stored_dones))
+        discounted_returns *= 1 - dones
+        rewards = agent.scale_rewards(rewards)
+        rollout.add(Steps(observations, next_observations, actions, logprobs, rewards, terminations, dones))
+        observations = agent.normalize(new_observations)
 
         # Update
         metrics = {}

@@ -245,7 +245,7 @@ class Agent(nn.Module):
         self.qf2 = QNetwork(obs_dim, action_dim)
         self.qf1_target = copy.deepcopy(self.qf1).requires_grad_(False)
         self.qf2_target = copy.deepcopy(self.qf2).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else args.alpha).log())
+        self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else max(args.alpha, 1e-30)).log())
 
     def critic_parameters(self) -> list[nn.Parameter]:
         return [*self.qf1.parameters(), *self.qf2.parameters()]
@@ -271,8 +271,8 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     next_q = torch.min(
         agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
     )
-    next_q_value = next_q - agent.log_alpha.exp() * next_log_pi
-    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q_value
+    next_value = next_q - agent.log_alpha.exp() * next_log_pi
+    return batch.rewards + args.gamma * (1 - batch.terminations) * next_value
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch) -> dict[str, Tensor]:
@@ -326,8 +326,7 @@ def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tenso
     """One step of the entropy coefficient towards the target entropy -d (the same paper, eq. 18 and appendix D)."""
     with torch.no_grad():
         actions, log_pi, _ = agent.actor.get_action(batch.observations)
-    target_entropy = -actions.shape[1]
-    alpha_loss = (-agent.log_alpha.exp() * (log_pi + target_entropy)).mean()
+    alpha_loss = (-agent.log_alpha.exp() * (log_pi - actions.shape[1])).mean()
     alpha_optimizer.zero_grad()
     alpha_loss.backward()
     alpha_optimizer.step()
@@ -361,7 +360,7 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
     q_optimizer, alpha_optimizer = adam(agent.critic_parameters(), lr=args.q_lr), adam([agent.log_alpha], lr=args.q_lr)
     actor_optimizer = adam(agent.actor.parameters(), lr=args.policy_lr)
     rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, run.device)
-    optimizers = {"q_optimizer": q_optimizer, "actor_optimizer": actor_optimizer, "alpha_optimizer": alpha_optimizer}
+    optimizers = dict(q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, alpha_optimizer=alpha_optimizer)
     run.restore(agent=agent, rb=rb, **optimizers)
     updates = [partial(update, agent, *optimizers.values(), args, with_actor) for with_actor in (False, True)]
     if args.cuda_graphs:

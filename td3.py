@@ -131,7 +131,7 @@ class Args:
     noise_clip: float = 0.5
     """bound on the target noise, in units of half the action range"""
     action_projection: Literal["tanh", "normalize"] = "tanh"
-    """how the actor's output becomes an action: onto the cuboid (eq. 38) or onto the sphere (eq. 37)"""
+    """how the actor's output becomes an action: onto the cuboid (tanh) or onto the sphere (normalize)"""
 
 
 def conflicts(args: Args) -> list[tuple[bool, str]]:
@@ -225,7 +225,7 @@ class Actor(nn.Module):
         x = F.relu(self.fc1(observations))
         x = F.relu(self.fc2(x))
         mu = self.fc_mu(x)
-        # Appendix A.7: the cuboid lets every joint saturate on its own (eq. 38), the sphere shares one norm (eq. 37).
+        # Appendix A.7 of the AMS paper: the cuboid lets every joint saturate on its own, the sphere shares one norm.
         return torch.tanh(mu) if self.action_projection == "tanh" else F.normalize(mu, dim=-1)
 
 
@@ -266,10 +266,10 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     next_actions = agent.target_actor(batch.next_observations)
     noise = (torch.randn_like(next_actions) * args.policy_noise).clamp(-args.noise_clip, args.noise_clip)
     next_actions = (next_actions + noise).clamp(-1, 1)
-    next_q_value = torch.min(
+    next_q = torch.min(
         agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
     )
-    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q_value
+    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
 def pathway_diagnostics(agent: Agent, batch: Batch) -> dict[str, Tensor]:

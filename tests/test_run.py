@@ -146,7 +146,7 @@ def test_a_run_repeats_and_is_played_again(script, trained):
 SWITCHES = [
     ("ams_td3", "--sampling antithetic --num-neighbors 6 --action-projection normalize --updates-per-step 2", 2, 2),
     ("ams_td3", "--sampling gaussian --num-neighbors 1 --policy-frequency 3 --num-envs 3 --track", 3, 1),
-    ("sac", "--no-autotune --torch-deterministic --updates-per-step 3 --buffer-size 50 --batch-size 1", 2, 3),
+    ("sac", "--no-autotune --alpha 0 --torch-deterministic --updates-per-step 3 --buffer-size 50 --batch-size 1", 2, 3),
 ]
 WANDB = "import json\ndef init(**options): json.dump(options, open('wandb.json', 'w'))"  # in the place of the package
 
