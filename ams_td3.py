@@ -763,7 +763,7 @@ class Run:
             settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
             importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
         threading.excepthook = lambda e: e.exc_type is OSError or threading.__excepthook__(e)  # write_scalars tells
-        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1)
+        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + path.exists())  # all, if no step was saved
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.first_step, self.logged_step, self.logged_time = self.global_step, self.global_step, time.time()

@@ -289,9 +289,10 @@ def figure_3(it):
     rows = it.returns[it.returns["variant"] == "default"]
     rows = [rows.assign(label=rows["algorithm"].map(ALGORITHMS))]
     for path in it.reference:
-        others = evaluated(read_csv(path, EPISODES).assign(run=path.stem))
-        label = others["algorithm"] + " " + others["variant"] + ", " + path.stem
-        rows.append(others.assign(label=label, run=path.stem + others["seed"].astype(str)))
+        name = "/".join(path.with_suffix("").parts[-2:])
+        others = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
+        label = others["algorithm"] + " " + others["variant"] + ", " + name
+        rows.append(others.assign(label=label, run=name + others["seed"].astype(str)))
     rows = on_axis(by_task(stack(rows)).assign(panel=lambda own: own["task"].str.title()), it.x_axis)
     labels = [*ALGORITHMS.values(), *"ab", *sorted(set(rows["label"]) - {*ALGORITHMS.values()})]  # greys come eighth
     return draw(rows, labels, it.ylabel, min(4, max(1, rows["task"].nunique())))
@@ -388,12 +389,12 @@ def figure_profiles(it):
 
 
 # ---------------------------------------------------------------- tables
-def comparable(runs):
+def comparable(runs, cell=CELL):
     """Finished runs that may be averaged: of each cell those with the paper's number of steps, else the longest."""
     done = runs[runs["finished"]]
     steps = done["task"].map(paper("2").groupby("task")["steps"].first())
     length = done["global_step"].astype(float).mask(done["global_step"] == steps, np.inf)
-    return done[length == length.groupby([done[name] for name in CELL]).transform("max")]
+    return done[length == length.groupby([done[name] for name in cell]).transform("max")]
 
 
 def impossible(mean, std, seeds):
@@ -442,8 +443,9 @@ def better(ours, theirs):
 
 
 def scores_of(runs, value):
-    """Final returns / 1000 of default runs {algorithm: [runs > 1, tasks]}, on the tasks that all have finished."""
-    done = comparable(runs[(runs["variant"] == "default") & runs["task"].isin(paper("2")["task"])]).dropna(subset=value)
+    """Final returns / 1000 of default runs {algorithm: [runs > 1, tasks]}, on tasks that all finished at one length."""
+    done = runs[(runs["variant"] == "default") & runs["task"].isin(paper("2")["task"])]
+    done = comparable(done, ["task"]).dropna(subset=value)
     lists = done.sort_values("seed").groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
     seeds = {name: n for name in lists if len(lists) and (n := lists[name].map(len).min()) > 1}
     return {ALGORITHMS[name]: np.array([own[:n] for own in lists[name]]).T / MAX_RETURN for name, n in seeds.items()}
@@ -451,10 +453,8 @@ def scores_of(runs, value):
 
 def wide(rows):
     """Rows with measure, value, low and high as a table of texts, a column a measure."""
-    cells = [
-        text(row.value, row.low, row.high, digits=0 if row.measure in ("return", "area") else 2)
-        for row in rows.itertuples()
-    ]
+    values = zip(rows["measure"], rows["value"], rows["low"], rows["high"], strict=True)
+    cells = [text(*own, digits=0 if measure in ("return", "area") else 2) for measure, *own in values]
     index = [name for name in rows if name not in ("measure", "value", "low", "high")]
     shown = rows.assign(cell=cells).pivot_table("cell", index, "measure", aggfunc="first", sort=False)
     return rows, shown.reset_index()
@@ -504,7 +504,7 @@ def table_is_it_ntd(it):
     rows = []
     for (task, base), own in it.arms.groupby(["task", "base"], sort=False):
         last = own.groupby(["label", "seed"])["step"].max()
-        end = last.groupby("label").agg(reached).drop("AMS, ε = 1.2", errors="ignore").min()
+        end = last[last > 0].groupby("label").agg(reached).drop("AMS, ε = 1.2", errors="ignore").min()
         own = own[own["step"] <= end].set_index(["label", "seed"])
         own = own[last.reindex(own.index) >= end].groupby(level=[0, 1])
         area = own[["step", "value"]].apply(lambda run: np.trapezoid(run["value"], run["step"])) / end
@@ -515,7 +515,7 @@ def table_is_it_ntd(it):
             for measure, values in measures.items():
                 low, high = band(values[label])
                 rows.append(ids | {"measure": measure, "value": values[label].mean(), "low": low, "high": high})
-            if label != "AMS":
+            if label != "AMS" and "AMS" in area:
                 scores = [measures["return"][name].to_numpy()[:, None] for name in ("AMS", label)]
                 rows.append(ids | {"measure": "P(AMS better)"} | better(*scores))
                 p = scipy.stats.mannwhitneyu(*scores, method="exact").pvalue[0]
@@ -569,7 +569,7 @@ def main():
         for name, rows, columns in (("evaluations", evaluations, EPISODES), ("diagnostics", it.diagnostics, SCALARS)):
             write(folder / f"{name}.csv", rows.sort_values(columns)[columns].to_csv(index=False))
     functions = [figure_3, figure_4, figure_5, figure_a1, figure_is_it_ntd, table_2, table_3, table_b4]
-    functions += [table_is_it_ntd] * (len(it.arms) > 0)
+    functions += [table_is_it_ntd] * bool(it.arms["step"].any())
     it.scores = scores_of(runs, it.value)
     if it.scores:
         np.random.seed(0)  # rliable draws from numpy's global generator

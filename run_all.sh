@@ -72,7 +72,7 @@ import collections, fcntl, json, pathlib, sys
 counts, total = collections.Counter(), collections.Counter()
 for name, steps, *_ in map(str.split, sys.argv[1:]):
     result, log = pathlib.Path("runs", name, "result.json"), pathlib.Path("runs", name + ".log")
-    said = log.read_text().splitlines()[-2:] if log.exists() else [""]
+    said = (log.read_text() if log.exists() else "").splitlines()[-2:] or [""]
     state = "unfinished" if result.parent.exists() else "missing"
     if result.exists():
         trained = json.loads(result.read_text())["global_step"]
@@ -128,7 +128,7 @@ done
 set -m # xargs gets a process group, so that signals reach all that it starts; one that meets a start is lost, and sent again
 (trap "" INT TERM HUP TTOU && exec xargs -0 -n 1 -P "$jobs" --process-slot-var=SLOT bash -c 'train "$@" 2>&1' - \
   "${gpu_list[@]}" 2>/dev/null) < <(printf "%s\0" "${runs[@]}") &
-while kill -0 $! || ps -A -o pgid= -o stat= | grep -q "^ *$! *[^Z ]"; do # xargs does not wait for all after a 255
+while kill -0 $! || ps -A -o pgid= -o stat= | grep -q "^ *$!  *[^Z ]"; do # xargs does not wait for all after a 255
   if [[ -z $stopping ]]; then wait $! || sleep 1; else sleep 1; fi
   [[ -n $stopping ]] && ((waited++ % 10 == 0)) && kill -URG -- -$! && kill -TERM -- -$!
 done 2>/dev/null

@@ -24,6 +24,6 @@ timeout 45 "$python" ppo.py --env-id cheetah-run --device cuda --total-timesteps
 # A run that starts on the CPU, is stopped by SIGTERM and goes on with CUDA graphs
 resumed=(ams_td3.py --env-id Pendulum-v1 --learning-starts 200 --run-dir "$runs/resumed" --resume)
 timeout --preserve-status 20 "$python" "${resumed[@]}" --device cpu --total-timesteps 1000000
-[ $? = 143 ] || status=1
+{ [ $? = 143 ] && [ -f "$runs/resumed/checkpoint.pt" ]; } || status=1
 timeout 60 "$python" "${resumed[@]}" --device cuda --cuda-graphs --total-timesteps 10000 || status=1
 exit $status

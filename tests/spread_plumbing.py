@@ -1,7 +1,4 @@
-"""Copies the plumbing of one script, everything from its marker line on, into the other four.
-
-python tests/spread_plumbing.py td3.py
-"""
+"""`python tests/spread_plumbing.py td3.py` copies its plumbing, from the marker line on, into the other four."""
 
 import sys
 from pathlib import Path

@@ -218,13 +218,16 @@ def test_figure_3_draws_means(sweep, axis, scale):
 
 
 def test_others_are_drawn_in_grey(sweep, tmp_path):
-    evaluations = pc.read_runs([sweep])[1].query("algorithm == 'sac'")
-    evaluations[pc.EPISODES].to_csv(tmp_path / "peers.csv", index=False)
+    evaluations = pc.read_runs([sweep])[1].query("algorithm == 'sac'")[pc.EPISODES]
     write_run(tmp_path / "ours", "td3", "dog-walk", 1, straight(50.0))
-    figure = pc.figure_3(inputs(tmp_path / "ours", reference=[tmp_path / "peers.csv"]))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TD3", "sac default, peers"]
+    files = [tmp_path / "peers.csv", tmp_path / "ours" / "peers.csv"]
+    evaluations.to_csv(files[0], index=False)
+    evaluations.assign(origin=None, **{"return": 7.0}).to_csv(files[1], index=False)
+    figure = pc.figure_3(inputs(tmp_path / "ours", reference=files))
+    peers = ["sac default, ours/peers", f"sac default, {tmp_path.name}/peers"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TD3", *peers]
     lines = {line.get_color(): line.get_ydata()[-1] for line in figure.axes[-1].get_lines() if len(line.get_xdata())}
-    assert lines == {pc.COLORS[3]: 50, pc.COLORS[7]: 520} and pc.COLORS[7].startswith("0.")
+    assert lines == {pc.COLORS[3]: 50, pc.COLORS[7]: 7, pc.COLORS[8]: 520} and pc.COLORS[7].startswith("0.")
 
 
 def test_figure_4_is_geometric_and_gives_the_ratio(sweep):
@@ -334,9 +337,11 @@ def test_is_it_ntd(tmp_path):
     figure = pc.figure_is_it_ntd(it)
     titles = [(axis.get_title().strip(), axis.get_xlabel()) for axis in figure.axes]
     assert titles == [("Dog-Stand, TD3", "Steps (thousands)"), ("Dog-Stand, TD3", "Hours")]
-    papers = [text.get_text() for text in figure.axes[0].texts]
-    assert papers == [" paper: 337", " paper: 957"]
+    assert [text.get_text() for text in figure.axes[0].texts] == [" paper: 337", " paper: 957"]
     assert len(figure.legends[0].get_texts()) == 5 and pc.in_arms(it.returns)["task"].unique() == ["dog-stand"]
+    it.arms = it.arms[(it.arms["label"] != "AMS") | (it.arms["step"] == 0)]  # whose runs have only started
+    reached = pc.table_is_it_ntd(it)[1][["arm", "step"]]
+    assert reached.to_numpy().tolist() == [[arm, 150_000] for arm in list(pc.ARMS)[1:4]]
 
 
 @pytest.fixture(scope="module")
