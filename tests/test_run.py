@@ -1,6 +1,7 @@
 """Training as a user sees it: what a run writes, that it repeats, and that nothing is lost when it is interrupted,
 killed, starved of disk or fed numbers that are none."""
 
+import functools
 import importlib
 import os
 import shutil
@@ -73,13 +74,11 @@ def check_whole(run_dir, script: str, total: int = 65, num_envs: int = 2, per_st
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """trained(script): the folder of a complete run that has kept its checkpoint, made once, and not to be changed."""
-    folders = {}
 
+    @functools.cache
     def make(script):
-        if script not in folders:
-            folder = tmp_path_factory.mktemp(script)
-            folders[script] = folder / "run", run(script, "--keep-checkpoint", cwd=folder)
-        return folders[script]
+        folder = tmp_path_factory.mktemp(script)
+        return folder / "run", run(script, "--keep-checkpoint", cwd=folder)
 
     return make
 
@@ -332,14 +331,15 @@ def test_networks_of_another_task_and_a_task_that_is_gone(copied):
     assert contents(RUN) == before
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "foreign", "other"])
+@pytest.mark.parametrize("how", ["cut", "empty", "foreign", "other", "less"])
 def test_a_checkpoint_that_is_none(how, copied, trained):
     copied("td3", complete=False)
     data = (RUN / "checkpoint.pt").read_bytes()
     content = {"cut": data[: len(data) // 2], "empty": b"", "foreign": b"not a checkpoint"}
-    content["other"] = (trained("sac")[0] / "checkpoint.pt").read_bytes()
+    torch.save({"algorithm": "td3", "args": {}}, "less")
+    content |= {"other": (trained("sac")[0] / "checkpoint.pt").read_bytes(), "less": Path("less").read_bytes()}
     (RUN / "checkpoint.pt").write_bytes(content[how])
-    before, words = contents(RUN), "sac.py wrote it" if how == "other" else "BadZipFile"
+    before, words = contents(RUN), {"other": "sac.py wrote it", "less": "KeyError 'agent'"}.get(how, "BadZipFile")
     for how in ("--resume", "--evaluate run/checkpoint.pt"):
         fails("td3", how, "run/checkpoint.pt", words)
     assert contents(RUN) == before
