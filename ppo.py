@@ -29,8 +29,8 @@ The Gaussian policy is in units of half the task's action range, from -1 to 1.
 Deviations from CleanRL: those units (in raw ones, nothing is learned on wide bounds); time limits bootstrap from the
 value of the true last observation; the discounted return behind the reward normalization starts anew at every end of an
 episode (carried over time limits, it drifts); the running statistics are shared by the environments, saved with the
-networks and used, unchanged, at evaluation; a last rollout that the budget cuts short is learned from too, and the
-learning rate falls with the steps; minibatches have one size, so a remainder is left out, a different one each epoch.
+networks and used, unchanged, at evaluation; a last rollout that the budget cuts short is learned from if it fills a
+minibatch; the learning rate falls with the steps; minibatches have one size, each epoch leaves out another remainder.
 """
 
 import contextlib
@@ -516,8 +516,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
         env_id = "h1-sit_simple-v0" if env_id == "h1-sit" else env_id.removesuffix("-v0") + "-v0"
     elif env_id not in gym.registry and ":" not in env_id:
         importlib.import_module("absl.logging").set_verbosity("error")  # MuJoCo's remarks on dm_control's own models
-        importlib.import_module("shimmy")  # registers the tasks of dm_control
-        if f"dm_control/{env_id}-v0" in gym.registry:
+        importlib.import_module("shimmy")  # registers dm_control's tasks; a typo is told the nearest of them
+        if f"dm_control/{env_id}-v0" in gym.registry or env_id.islower() and "-v" not in env_id and "/" not in env_id:
             env_id = f"dm_control/{env_id}-v0"
             options |= {"render_kwargs": {"width": 640, "height": 480, "camera_id": 0}} if render_mode else {}
     env = gym.make(env_id, disable_env_checker=True, **options)

@@ -51,7 +51,7 @@ ARGUMENTS = {
     "--capture-video": "--capture-video goes with --evaluate",
     "--track": "pip install wandb",
     "--evaluate nowhere": "nowhere is missing, damaged or foreign: FileNotFoundError",
-    "--env-id dog-rum": "--env-id dog-rum can't be made: .*dog-rum",
+    "--env-id dog-rum": "--env-id dog-rum can't be made: .*Did you mean: `dog-run`",
     "--env-id Pendulum-v7": "--env-id Pendulum-v7 .*`v1`",
     "--env-id HalfCheeta-v5": "--env-id HalfCheeta-v5 .*HalfCheetah",
     "--env-id none:Task-v0": "--env-id none:Task-v0 .*none",
