@@ -222,12 +222,21 @@ class QNetwork(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q-values [B] of actions [B, d], or [B, K] of K actions per state [B, K, d]; observations are [B, obs_dim]."""
         if actions.dim() == 2:
-            x = self.fc1(torch.cat([observations, actions], dim=1))
-        else:
-            # W [s; a] + b = (W_s s + b) + W_a a: the state's part is computed once, not once per neighbor.
-            weight_s, weight_a = self.fc1.weight.split([observations.shape[1], actions.shape[2]], dim=1)
-            x = F.linear(actions.flatten(0, 1), weight_a).unflatten(0, actions.shape[:2])
-            x += F.linear(observations, weight_s, self.fc1.bias).unsqueeze(1)
+            return self.head(self.fc1(torch.cat([observations, actions], dim=1)))
+        # W [s; a] + b = (W_s s + b) + W_a a: the state's part is computed once, not once per neighbor.
+        weight_s, weight_a = self.fc1.weight.split([observations.shape[1], actions.shape[2]], dim=1)
+        of_states = F.linear(observations, weight_s, self.fc1.bias).unsqueeze(1)  # [B, 1, 256]
+        # A CPU takes 2 neighbors at a time: what lies between two layers then stays in its cache. The numbers are the
+        # same; on one core beside a training run (dog, K = 8, both critics) 17.1 ms instead of 30.4.
+        piece = 2 if actions.device.type == "cpu" else actions.shape[1]
+        q_values = []
+        for neighbors in actions.split(piece, dim=1):
+            of_actions = F.linear(neighbors.flatten(0, 1), weight_a).unflatten(0, neighbors.shape[:2])
+            q_values.append(self.head(of_actions.add_(of_states)))
+        return torch.cat(q_values, dim=1)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Q-values [...] of what the first layer gave, [..., 256], which is overwritten."""
         x = F.relu(self.ln1(x), inplace=True)
         x = F.relu(self.ln2(self.fc2(x)), inplace=True)
         return self.fc3(x).squeeze(-1)
@@ -484,8 +493,8 @@ def fail(message: str, status: int = 2):
 
 
 def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` seeds for the stream that `key`, such as (seed, TRAINING), names."""
-    return np.random.SeedSequence(key).generate_state(count).tolist()
+    """`count` seeds, which fit into a C int, for the stream that `key`, such as (seed, TRAINING), names."""
+    return (np.random.SeedSequence(key).generate_state(count) >> 1).tolist()
 
 
 class Task(gym.Wrapper):
@@ -502,18 +511,17 @@ class Task(gym.Wrapper):
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
         self.action_space = gym.spaces.Box(-1, 1, space.shape, np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.utils.flatdim(env.observation_space),))
-        self.keys = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else None
 
-    def flatten(self, space: gym.Space, value, keys=None) -> list[np.ndarray]:  # Dicts are sorted, dm_control's not
+    def flatten(self, space: gym.Space, value) -> list[np.ndarray]:
         if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
-            keys = keys or (range(len(space)) if isinstance(space, gym.spaces.Tuple) else space)
+            keys = range(len(space)) if isinstance(space, gym.spaces.Tuple) else space
             return [flat for key in keys for flat in self.flatten(space[key], value[key])]
         if isinstance(space, gym.spaces.Box) and np.shape(value) != space.shape:
             raise ChildProcessError(f"the observation has the shape {np.shape(value)}, its space {space.shape}")
         return [np.ravel(value if isinstance(space, gym.spaces.Box) else gym.spaces.utils.flatten(space, value))]
 
     def observe(self, observation) -> np.ndarray:
-        flat = self.flatten(self.env.observation_space, observation, self.keys)
+        flat = self.flatten(self.env.observation_space, observation)
         self.last_observation = np.concatenate(flat, dtype=np.float32, casting="unsafe")
         if not np.isfinite(self.last_observation).all():
             raise ChildProcessError("the observation is not finite")
@@ -662,7 +670,8 @@ def play(args: Args, device: torch.device, stop: list[int]) -> None:
     args.capture_video or sys.exit(0)
     try:
         with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
-            fps = 1 / env.unwrapped.dt if env.get_wrapper_attr("keys") else env.metadata.get("render_fps") or 30
+            shimmy = "shimmy" in type(env.unwrapped).__module__
+            fps = 1 / env.unwrapped.dt if shimmy else env.metadata.get("render_fps") or 30
             env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
             evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device, stop)
             env.stop_recording()

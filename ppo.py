@@ -442,8 +442,8 @@ def fail(message: str, status: int = 2):
 
 
 def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` seeds for the stream that `key`, such as (seed, TRAINING), names."""
-    return np.random.SeedSequence(key).generate_state(count).tolist()
+    """`count` seeds, which fit into a C int, for the stream that `key`, such as (seed, TRAINING), names."""
+    return (np.random.SeedSequence(key).generate_state(count) >> 1).tolist()
 
 
 class Task(gym.Wrapper):
@@ -460,18 +460,17 @@ class Task(gym.Wrapper):
         self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
         self.action_space = gym.spaces.Box(-1, 1, space.shape, np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.utils.flatdim(env.observation_space),))
-        self.keys = env.unwrapped.observation_spec() if "shimmy" in type(env.unwrapped).__module__ else None
 
-    def flatten(self, space: gym.Space, value, keys=None) -> list[np.ndarray]:  # Dicts are sorted, dm_control's not
+    def flatten(self, space: gym.Space, value) -> list[np.ndarray]:
         if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
-            keys = keys or (range(len(space)) if isinstance(space, gym.spaces.Tuple) else space)
+            keys = range(len(space)) if isinstance(space, gym.spaces.Tuple) else space
             return [flat for key in keys for flat in self.flatten(space[key], value[key])]
         if isinstance(space, gym.spaces.Box) and np.shape(value) != space.shape:
             raise ChildProcessError(f"the observation has the shape {np.shape(value)}, its space {space.shape}")
         return [np.ravel(value if isinstance(space, gym.spaces.Box) else gym.spaces.utils.flatten(space, value))]
 
     def observe(self, observation) -> np.ndarray:
-        flat = self.flatten(self.env.observation_space, observation, self.keys)
+        flat = self.flatten(self.env.observation_space, observation)
         self.last_observation = np.concatenate(flat, dtype=np.float32, casting="unsafe")
         if not np.isfinite(self.last_observation).all():
             raise ChildProcessError("the observation is not finite")
@@ -620,7 +619,8 @@ def play(args: Args, device: torch.device, stop: list[int]) -> None:
     args.capture_video or sys.exit(0)
     try:
         with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
-            fps = 1 / env.unwrapped.dt if env.get_wrapper_attr("keys") else env.metadata.get("render_fps") or 30
+            shimmy = "shimmy" in type(env.unwrapped).__module__
+            fps = 1 / env.unwrapped.dt if shimmy else env.metadata.get("render_fps") or 30
             env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
             evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device, stop)
             env.stop_recording()
