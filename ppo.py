@@ -34,10 +34,12 @@ minibatch; the learning rate falls with the steps; minibatches have one size, ea
 """
 
 import contextlib
-import fcntl
 import importlib
+import io
 import json
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -47,21 +49,21 @@ import time
 import traceback
 import warnings
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 import torch.nn as nn
 import torch.optim as optim
 import tyro
-from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 from torch.distributions import Normal
 from torch.utils.tensorboard import SummaryWriter
@@ -420,172 +422,367 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 
 # =========================== the plumbing: from here on, the same text in all five scripts ===========================
 ALGORITHM = Args.exp_name  # the default names the script
-CHECKPOINT, CSV_HEADER = "checkpoint.pt", "step,frames,updates,wall_seconds,episode,return,length"
-SAVED = "global_step updates wall_seconds evaluations episodes wandb_id".split()  # of a Run, in the checkpoint
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of worker processes
+PATIENCE = 3  # seconds for an environment that does not answer, after a signal and when it is closed
 TRAINING, EVALUATION, WARM_UP, MAKING = range(4)  # independent streams of random numbers
-STREAMS = random.seed, np.random.seed, torch.manual_seed  # an environment may draw from them beside its own
-MAY_BE_ZERO = "seed learning_starts exploration_noise policy_noise noise_clip epsilon alpha ent_coef vf_coef".split()
-MAY_CHANGE = "total_timesteps device cuda_graphs run_dir resume overwrite checkpoint_frequency keep_checkpoint".split()
-MAY_CHANGE += "log_frequency eval_frequency evaluate capture_video track".split()  # of a resumed run: not the method
+CSV_HEADER = "step,frames,updates,wall_seconds,episode,return,length"
+
+# Arguments that say where and how a run goes on, not what it computes: --resume may change them.
+MAY_CHANGE = [
+    "total_timesteps",
+    "device",
+    "cuda_graphs",
+    "run_dir",
+    "resume",
+    "overwrite",
+    "checkpoint_frequency",
+    "keep_checkpoint",
+    "log_frequency",
+    "eval_frequency",
+    "evaluate",
+    "capture_video",
+    "track",
+]
+FRACTIONS = ["gamma", "tau", "gae_lambda"]  # between 0 and 1
+MAY_BE_ZERO = [
+    *FRACTIONS,
+    "seed",
+    "learning_starts",
+    "exploration_noise",
+    "policy_noise",
+    "noise_clip",
+    "epsilon",
+    "alpha",
+    "ent_coef",
+    "vf_coef",
+]
 
 
-def log(message: str) -> None:
-    """Prints a line; on a full disk, or into a pipe that nobody reads any more, training goes on without it."""
-    with contextlib.suppress(OSError):
-        print(message, flush=True)
+def log(message, file=None):
+    """Prints a line; training goes on if nobody can read it."""
+    try:
+        print(message, file=file, flush=True)
+    except OSError:
+        pass
 
 
-def fail(message: str, status: int = 2):
-    """Ends the program with one line on stderr and an exit status."""
-    print(f"{ALGORITHM}.py: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(status)
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Ends the program with one line on stderr; status 2 is a user's mistake, 1 something that went wrong."""
+    log(f"{ALGORITHM}.py: error: {' '.join(message.split())}", sys.stderr)
+    sys.exit(status)
 
 
-def derive_seeds(*key: int, count: int) -> list[int]:
-    """`count` seeds, which fit into a C int, for the stream that `key`, such as (seed, TRAINING), names."""
-    return (np.random.SeedSequence(key).generate_state(count) >> 1).tolist()
+# ------------------------------------------------------------------------------------------------- environments
 
 
 class Task(gym.Wrapper):
-    """Flat float32 observations, actions in [-1, 1], plain numbers; what is not finite raises ChildProcessError."""
+    """Flat float32 observations, actions in [-1, 1]; what fails in the environment becomes a ChildProcessError."""
 
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        space = env.action_space
-        vector = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1
-        self.low, self.high = (space.low.astype(float), space.high.astype(float)) if vector else (0, np.inf)
-        if not (env.observation_space.is_np_flattenable and np.all(self.high - self.low < 1e9)):  # lqr has 2e10
-            env.close()
-            raise ValueError(f"{space}, {env.observation_space}: needed is a vector of bounded continuous actions")
-        self.action_scale, self.action_bias = (self.high - self.low) / 2, (self.high + self.low) / 2
-        self.action_space = gym.spaces.Box(-1, 1, space.shape, np.float32)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.utils.flatdim(env.observation_space),))
+    def __init__(self, env: gym.Env, index: int = 0):
+        self.index = index  # which of the environments this is, for messages
+        box = env.action_space
+        width = np.inf
+        if isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and len(box.shape) == 1:
+            width = box.high.astype(np.float64) - box.low
+        if not np.all(width < 1e9) or not env.observation_space.is_np_flattenable:  # 1e10 in dm_control's lqr
+            raise ValueError(f"{box}, {env.observation_space}: needed is a vector of bounded continuous actions")
+        env = gym.wrappers.FlattenObservation(env)
+        super().__init__(gym.wrappers.DtypeObservation(env, np.float32))
+        self.action_scale = width / 2
+        self.action_bias = box.low + width / 2
+        self.action_space = gym.spaces.Box(-1, 1, box.shape)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape)
 
-    def flatten(self, space: gym.Space, value) -> list[np.ndarray]:
-        if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
-            keys = range(len(space)) if isinstance(space, gym.spaces.Tuple) else space
-            return [flat for key in keys for flat in self.flatten(space[key], value[key])]
-        if isinstance(space, gym.spaces.Box) and np.shape(value) != space.shape:
-            raise ChildProcessError(f"the observation has the shape {np.shape(value)}, its space {space.shape}")
-        return [np.ravel(value if isinstance(space, gym.spaces.Box) else gym.spaces.utils.flatten(space, value))]
-
-    def observe(self, observation) -> np.ndarray:
-        flat = self.flatten(self.env.observation_space, observation)
-        self.last_observation = np.concatenate(flat, dtype=np.float32, casting="unsafe")
-        if not np.isfinite(self.last_observation).all():
-            raise ChildProcessError("the observation is not finite")
-        return self.last_observation
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        own = self.env.unwrapped
-        for set_seed in (*STREAMS, own.action_space.seed, own.observation_space.seed) if seed is not None else ():
-            set_seed(seed)
-        observation, _ = self.env.reset(seed=seed, options=options)
-        return self.observe(observation), {}
-
-    def step(self, action: np.ndarray):
-        if not np.isfinite(action).all():
-            raise ChildProcessError("the action is not finite")
-        action = np.clip(self.action_scale * action + self.action_bias, self.low, self.high)
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            seed_everything(seed)
+            self.unwrapped.action_space.seed(seed)
+            self.unwrapped.observation_space.seed(seed)
         try:
-            observation, *numbers, _ = self.env.step(action.astype(self.env.action_space.dtype))
+            observation, _ = self.env.reset(seed=seed, options=options)
+            return self.check(observation), {}
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def step(self, action):
+        try:
+            if not np.isfinite(action).all():
+                raise FloatingPointError("the action is not finite")
+            box = self.env.action_space
+            action = self.action_scale * action + self.action_bias
+            action = np.clip(action, box.low, box.high)  # rounding; RescaleAction is a hair outside
+            observation, reward, terminated, truncated, _ = self.env.step(action.astype(box.dtype))
+            reward = np.asarray(reward).item()
+            if not np.isfinite(np.float32(reward)):
+                raise FloatingPointError(f"the reward is {reward}")
+            return self.check(observation), reward, bool(terminated), bool(truncated), {}
         except Exception as error:
             if type(error).__name__ != "PhysicsError":  # dm_control's, of a simulation that diverged
-                raise
+                raise self.failure(error) from error
             log(f"{error}; the episode is cut short at its last valid observation")
             return self.last_observation, 0.0, False, True, {}
-        reward, terminated, truncated = (np.asarray(number).item() for number in numbers)
-        if not np.isfinite(np.float32(reward)):
-            raise ChildProcessError(f"the reward is {reward}")
-        return self.observe(observation), float(reward), bool(terminated), bool(truncated), {}
+
+    def check(self, observation):
+        wanted = self.observation_space.shape
+        if observation.shape != wanted:
+            raise ValueError(f"the observation has the shape {observation.shape}, its space {wanted}")
+        if not np.isfinite(observation).all():
+            raise FloatingPointError("the observation is not finite")
+        self.last_observation = observation
+        return observation
+
+    def failure(self, error):
+        return ChildProcessError(f"environment {self.index}: {describe(error)}")
+
+    def close(self):
+        try:
+            super().close()
+        except Exception as error:
+            log(f"warning: {self.failure(error)}")
+        trainer = multiprocessing.parent_process()
+        if trainer and not trainer.is_alive():  # killed; Gymnasium's worker would print a broken pipe's traceback
+            os._exit(1)
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
-    """Makes a task by its Gymnasium id, or by dm_control's (dog-run) and HumanoidBench's (h1-walk) short forms."""
-    options = {"render_mode": render_mode} if render_mode else {}
-    humanoid = env_id.split("-")[0] in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1")
-    if humanoid:
-        clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
-        find_spec("humanoid_bench") or fail(f"no HumanoidBench: {clone}; pip install --no-deps -e humanoid-bench")
-        sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")  # its own are of mujoco 3.1.6
-        sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes
-        sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)  # jax
-        importlib.import_module("humanoid_bench")
-        options["render_mode"] = render_mode  # or it makes an OpenGL context
-        env_id = "h1-sit_simple-v0" if env_id == "h1-sit" else env_id.removesuffix("-v0") + "-v0"
-    elif env_id not in gym.registry and ":" not in env_id:
+def describe(error: Exception) -> str:
+    """What went wrong in an environment, as one line; errors of its own code are shown with their traceback, too."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    if place == __file__:  # Task says what is wrong
+        return str(error)
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, (gym.error.Error, ImportError)):
+        return message
+    if place.startswith(gym.__path__[0]):
+        return f"{message} (Gymnasium: step() returns 5 values, reset(seed=..., options=...) 2)"
+    traceback.print_exception(error)
+    return message
+
+
+def register(env_id: str):
+    """Makes dm_control's tasks known to Gymnasium, unless `env_id` is known already."""
+    if env_id not in gym.registry and ":" not in env_id:
         importlib.import_module("absl.logging").set_verbosity("error")  # MuJoCo's remarks on dm_control's own models
-        importlib.import_module("shimmy")  # registers dm_control's tasks; a typo is told the nearest of them
-        if f"dm_control/{env_id}-v0" in gym.registry or env_id.islower() and "-v" not in env_id and "/" not in env_id:
+        with contextlib.redirect_stdout(None):  # without labmaze, shimmy prints which tasks it lacks
+            importlib.import_module("shimmy")
+
+
+def make_env(env_id: str, index: int = 0, film: Path | None = None) -> gym.Env:
+    """Makes a task by its Gymnasium id, or by dm_control's (dog-run) and HumanoidBench's (h1-walk) short forms.
+
+    `index` names it in messages. Its first episode is filmed, if `film` says where: {film}-episode-0.mp4.
+    """
+    options = {}  # render_mode only where it is needed: an environment may not know the argument
+    if film:
+        options["render_mode"] = "rgb_array"
+    if env_id.split("-")[0] in ("h1", "h1hand", "h1simplehand", "h1strong", "h1touch", "g1"):
+        env = make_humanoid_bench(env_id, options.get("render_mode"))
+    else:
+        register(env_id)
+        if env_id not in gym.registry and not any(sign in env_id for sign in (":", "/", "-v")):
             env_id = f"dm_control/{env_id}-v0"
-            options |= {"render_kwargs": {"width": 640, "height": 480, "camera_id": 0}} if render_mode else {}
-    env = gym.make(env_id, disable_env_checker=True, **options)
-    if humanoid:  # its own call does not fit Gymnasium 1.4
-        env.unwrapped.render = lambda: env.unwrapped.mujoco_renderer.render("rgb_array")
-    return gym.wrappers.RecordEpisodeStatistics(Task(env))
+        is_dm_control = env_id.startswith("dm_control/")
+        if film and is_dm_control:
+            options["render_kwargs"] = {"width": 640, "height": 480, "camera_id": 0}
+        env = gym.make(env_id, disable_env_checker=True, **options)
+        if is_dm_control:
+            env.metadata["render_fps"] = 1 / env.unwrapped.dt  # shimmy's is the step in milliseconds
+    if film:
+        env = gym.wrappers.RecordVideo(env, str(film.parent), lambda episode: episode == 0, name_prefix=film.name)
+    return gym.wrappers.RecordEpisodeStatistics(Task(env, index))
 
 
-def simulate(seed: int, index: int, make, pipe, parent_pipe, shared_memory, error_queue, *settings) -> None:
-    """What a worker process does: Gymnasium's own worker, but for seeds, signals, errors and priority."""
+def make_humanoid_bench(env_id: str, render_mode: str | None) -> gym.Env:
+    """Makes a task of HumanoidBench 791405f, whose pins are of 2024, on today's MuJoCo and Gymnasium."""
+    if not find_spec("humanoid_bench"):
+        clone = "git clone https://github.com/carlosferrazza/humanoid-bench; git -C humanoid-bench checkout 791405f"
+        raise ImportError(f"no HumanoidBench: {clone}; pip install --no-deps -e humanoid-bench")
+    sizes = importlib.import_module("dm_control.mujoco.wrapper.mjbindings.sizes")
+    sys.modules["humanoid_bench.dmc_deps.dmc_sizes"] = sizes  # its own are of MuJoCo 3.1.6
+    sys.modules["humanoid_bench.mjx.flax_to_torch"] = SimpleNamespace(TorchModel=None, TorchPolicy=None)  # needs jax
+    importlib.import_module("humanoid_bench")
+    name = "h1-sit_simple" if env_id == "h1-sit" else env_id.removesuffix("-v0")
+    env = gym.make(f"{name}-v0", render_mode=render_mode, disable_env_checker=True)
+    env.unwrapped.render = lambda: env.unwrapped.mujoco_renderer.render("rgb_array")  # its own is of Gymnasium 0.29
+    return env
 
-    def report(error: Exception) -> None:  # as one line, behind the traceback of an error of the environment's own
-        place = traceback.extract_tb(error.__traceback__)[-1].filename
-        ours = place.startswith((__file__, *gym.__path__)) and f"gymnasium{os.sep}envs" not in place
-        api = "; Gymnasium: step() returns 5 values, reward a number; reset(seed=..., options=...) 2" if ours else ""
-        if not ours and not isinstance(error, (ChildProcessError, EOFError, ConnectionError)):
-            traceback.print_exception(error)
-        message = error if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {error}{api}"
-        error_queue.put((index, ChildProcessError, f"environment {index}: {message}", ""))
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: None)  # for the trainer to hear; ignored ones would be so in simulators too
+def seed_everything(seed: int):
+    """Seeds the generators that an environment may draw from beside its own."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def derive_seeds(*key: int, count: int) -> list[int]:
+    """`count` seeds, which fit into a C int, of the stream that `key`, such as (seed, TRAINING), names."""
+    return (np.random.SeedSequence(key).generate_state(count) >> 1).tolist()
+
+
+class Output(io.FileIO):
+    """Where a worker prints to: its environment goes on if nobody reads it (`| head -1`) or a disk is full."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def leave_signals_to_trainer():
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda *_: None)  # SIG_IGN would pass on to simulators, which a SIGTERM must end
+
+
+def become_worker(seed: int):
+    """Sets up the process of an environment, before it is made."""
+    leave_signals_to_trainer()
     os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the process that made the first environment has shown them
-    for set_seed in STREAMS:
-        set_seed(*derive_seeds(seed, MAKING, index, count=1))
+    warnings.filterwarnings("ignore", ".*precision lowered")  # Task's float32
+    sys.stdout = io.TextIOWrapper(Output(1, "w", closefd=False), line_buffering=True)
+    sys.stderr = io.TextIOWrapper(Output(2, "w", closefd=False), line_buffering=True)
+    seed_everything(seed)
+
+
+def send_spaces(args: Args, answers):
+    """What the process of find_spaces does."""
+    become_worker(args.seed)
     try:
-        env = make()
+        env = make_env(args.env_id)
     except Exception as error:
-        report(error)
-        parent_pipe.close()
-        pipe.recv()
-        return pipe.send((None, False))
-    with contextlib.suppress(ConnectionError):  # the trainer was killed
-        queue = SimpleNamespace(put=lambda received: report(received[2]))
-        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, queue, *settings)
+        answers.send(describe(error))
+        return
+    if env.has_wrapper_attr("obs_rms") or env.has_wrapper_attr("return_rms"):
+        log(f"warning: {args.env_id} normalizes by statistics that no checkpoint has: each start begins with new ones")
+    answers.send([env.observation_space, env.action_space])
+    env.close()
+
+
+def find_spaces(args: Args) -> list[gym.Space]:
+    """The observation and action space of the task; ends the program if it can't be made.
+
+    It is made in a process of its own, because an environment may change its process: signal handlers, folder,
+    PyTorch's settings. The trainer's process runs no environment's code.
+    """
+    if START_METHOD == "fork":
+        register(args.env_id)  # what this imports, the workers share
+    context = multiprocessing.get_context(START_METHOD)
+    answers, childs_end = context.Pipe(duplex=False)
+    process = context.Process(target=send_spaces, args=(args, childs_end), daemon=True)
+    process.start()
+    childs_end.close()
+    try:
+        answer = answers.recv()
+        process.join(PATIENCE)
+    except EOFError:
+        process.join()
+        answer = f"its process ended with status {process.exitcode}"
+    finally:
+        kill(process)
+    if isinstance(answer, str):
+        fail(f"--env-id {args.env_id} can't be made: {answer}")
+    return answer
+
+
+def make_in_worker(args: Args, index: int, film: Path | None, spaces: list[gym.Space], trainer: int) -> gym.Env:
+    """Makes environment `index` in its worker process; the first is filmed, if `film` says where."""
+    if os.getpid() == trainer:  # AsyncVectorEnv makes one more there, and asks it for its spaces
+        env = gym.Env()
+        env.observation_space, env.action_space = spaces
+        return env
+    become_worker(*derive_seeds(args.seed, MAKING, index, count=1))
+    warnings.simplefilter("ignore")  # find_spaces has shown them
+    gym.logger.min_level = gym.logger.ERROR + 1
+    try:
+        env = make_env(args.env_id, index, film if index == 0 else None)
+    except Exception as error:
+        fail(f"environment {index} can't be made: {describe(error)}")
+    leave_signals_to_trainer()  # again, whatever the environment has set
+    return env
 
 
 class WorkerEnvs(gym.vector.AsyncVectorEnv):
-    """A task in worker processes. One that ends is reset in the same step, and its last observation is in the infos."""
+    """A task in worker processes, each reset in the step that ends its episode; the last observation is in the infos.
 
-    def __init__(self, args: Args):
-        made, worker = [partial(make_env, args.env_id)] * args.num_envs, partial(simulate, args.seed)
+    No wait for a process that is dead or hangs lasts for ever. `stop` holds the signals that came.
+    """
+
+    def __init__(self, args: Args, spaces: list[gym.Space], stop: list[int], film: Path | None = None):
+        self.stop = stop
+        self.parent_pipes = []
+        self.processes = []
+        trainer = os.getpid()
+        makers = [partial(make_in_worker, args, index, film, spaces, trainer) for index in range(args.num_envs)]
+        gym.logger.min_level = gym.logger.ERROR + 1  # what fails becomes one line of ours
         try:
-            super().__init__(made, copy=False, autoreset_mode="SameStep", worker=worker)
-        except Exception as error:
+            super().__init__(makers, copy=False, context=START_METHOD, autoreset_mode="SameStep")
+        except BaseException as error:
             self.close_extras()
-            died = isinstance(error, (EOFError, ConnectionError)) and "a worker died"
-            fail(f"--env-id {args.env_id} can't be made: {died or f'{type(error).__name__}: {error}'}")
-        gym.logger.min_level = 50  # from here on, an environment's error becomes one line
+            if isinstance(error, SystemExit):  # at a signal
+                raise
+            fail(f"--env-id {args.env_id} can't be made: {what_failed(error)}")
 
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        for pipe in getattr(self, "parent_pipes", ()):
-            with contextlib.suppress(OSError, AttributeError):  # of a worker that is gone already
-                pipe.send(("close", None))
-        end = time.monotonic() + 5  # seconds, after which they are killed
-        for process in [process for process in getattr(self, "processes", ()) if process.pid]:
-            process.join(max(0, end - time.monotonic()))
-            process.kill()
+    def reset_wait(self, timeout=None):
+        self.wait_for_answers()
+        return super().reset_wait(timeout)
+
+    def step_wait(self, timeout=None):
+        self.wait_for_answers()
+        return super().step_wait(timeout)
+
+    def wait_for_answers(self):
+        """Waits until every worker has answered or died; PATIENCE seconds after a signal it gives up."""
+        waiting = set(self.parent_pipes)
+        end = math.inf
+        while waiting:
+            waiting -= set(multiprocessing.connection.wait(waiting, timeout=1))
+            if not self.stop:
+                continue
+            end = min(end, time.monotonic() + PATIENCE)
+            if waiting and time.monotonic() > end:
+                raise TimeoutError("an environment does not answer")
+
+    def close_extras(self, **_):
+        """Tells the workers to close their environments, and kills those that have not after PATIENCE seconds."""
+        for pipe in self.parent_pipes:
+            try:
+                if pipe:
+                    pipe.send(("close", None))
+            except OSError:  # its worker is gone
+                pass
+        end = time.monotonic() + PATIENCE
+        for process in self.processes:
+            if process.pid:
+                process.join(max(0, end - time.monotonic()))
+                kill(process)
 
 
-def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[np.ndarray, np.ndarray] | None:
+def kill(process):
+    """Kills a process that has not ended, and all that it started: no simulator outlives a run."""
+    if process.is_alive():
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+
+
+def what_failed(error: BaseException) -> str:
+    if isinstance(error, (EOFError, ConnectionError)):
+        return "a simulation worker died"
+    return str(error)
+
+
+# --------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(policy, envs, seed: int, episodes: int, device, stop) -> tuple[np.ndarray, np.ndarray] | None:
     """Plays `policy` from the evaluation seeds; returns `episodes` returns and lengths, None if `stop` fills before."""
     seeds = derive_seeds(seed, EVALUATION, count=episodes + envs.num_envs)
-    returns, lengths = np.zeros(0), np.zeros(0, dtype=int)
+    returns = []
+    lengths = []
     while len(returns) < episodes:
         observations, _ = envs.reset(seed=seeds[len(returns) : len(returns) + envs.num_envs])
-        episode_returns, episode_lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
+        episode_returns = np.zeros(envs.num_envs)
+        episode_lengths = np.zeros(envs.num_envs, dtype=int)
         running = np.arange(envs.num_envs) < episodes - len(returns)
         while running.any():
             if stop:
@@ -597,280 +794,428 @@ def evaluate(policy, envs, seed: int, episodes: int, device, stop=()) -> tuple[n
             running &= ~(terminations | truncations)
             if running.any() and episode_lengths.max() % 10_000 == 0:
                 log(f"evaluation: no end in {episode_lengths.max():,} steps; register the task with max_episode_steps")
-        returns, lengths = np.append(returns, episode_returns), np.append(lengths, episode_lengths)
-    return returns[:episodes], lengths[:episodes]
+        returns += episode_returns.tolist()
+        lengths += episode_lengths.tolist()
+    return np.array(returns[:episodes]), np.array(lengths[:episodes])
 
 
-def play(args: Args, device: torch.device, stop: list[int]) -> None:
-    """--evaluate: prints every return of a trained policy, their mean and standard deviation (over n)."""
-    path = Path(args.evaluate)
-    path = max(sorted(path.glob("*.pt")), key=lambda file: file.name != CHECKPOINT, default=path)
+def play(args: Args, device: torch.device, stop: list[int]) -> int:
+    """--evaluate: prints the returns of a trained policy and, with --capture-video, films the first episode."""
+    path = Path(args.evaluate).expanduser().absolute()
+    if path.is_dir():
+        networks = [file for file in sorted(path.glob("*.pt")) if file.name != "checkpoint.pt"]
+        path = networks[0] if networks else path / "checkpoint.pt"
     saved = load_file(path)
-    missing = ", ".join(f"{f.name} ({f.default})" for f in fields(Args) if f.name not in saved["args"])
-    missing and log(f"{path} has no argument {missing}; the default is taken")
-    trained, name = Args(**saved["args"]), f"{path.stem}_step{saved['global_step']}"
-    with contextlib.closing(WorkerEnvs(trained)) as envs:
-        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], trained).to(device)
+    trained = {name: value for name, value in saved["args"].items() if name not in MAY_CHANGE}
+    args = tyro.cli(Args, description=__doc__, default=Args(**trained))  # what is not given is as it was trained
+    for name, value in trained.items():
+        given = getattr(args, name)
+        if given != value and name not in ("seed", "num_envs", "eval_episodes"):
+            fail(f"{path} was trained with {flag(name)} {value}, not {given}")
+    name = f"{path.stem}_step{saved['global_step']}"
+    film = path.with_name(name) if args.capture_video else None
+    envs = WorkerEnvs(args, find_spaces(args), stop, film)
+    hear_signals(stop)
+    with contextlib.closing(envs):
+        agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
         agent.load_state_dict(saved["agent"])
-        result = evaluate(agent.policy, envs, trained.seed, args.eval_episodes, device, stop)
-    returns, lengths = result or sys.exit(128 + stop[0])
-    episodes = ", ".join(f"{r:.2f} ({n} steps)" for r, n in zip(returns, lengths, strict=True))
-    log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes: {episodes}")
-    args.capture_video or sys.exit(0)
-    try:
-        with contextlib.closing(make_env(trained.env_id, render_mode="rgb_array")) as env:
-            shimmy = "shimmy" in type(env.unwrapped).__module__
-            fps = 1 / env.unwrapped.dt if shimmy else env.metadata.get("render_fps") or 30
-            env = gym.wrappers.RecordVideo(env, str(path.parent), lambda i: i == 0, name_prefix=name, fps=fps)
-            evaluate(agent.policy, gym.vector.SyncVectorEnv([lambda: env]), trained.seed, 1, device, stop)
-            env.stop_recording()
-    except Exception as error:
-        opengl = any(word in repr(error).lower() for word in ("egl", "opengl", "osmesa", "glfw", "glcontext"))
-        advice = "; rendering needs EGL (Debian: apt install libegl1 libgl1-mesa-dri)" if opengl else ""
-        sys.unraisablehook = lambda _: None  # what MuJoCo's half-made renderer says when it is deleted
-        fail(f"no video: {type(error).__name__}: {str(error) or 'the task does not draw'}{advice}", 1)
-    log(f"video: {path.parent / name}-episode-0.mp4")
+        result = evaluate(agent.policy, envs, args.seed, args.eval_episodes, device, stop)
+    if result is None:
+        return 128 + stop[0]
+    returns, lengths = result
+    for episode_return, length in zip(returns, lengths, strict=True):
+        log(f"return {episode_return:.2f}, {length} steps")
+    log(f"{name}: mean {returns.mean():.2f}, std {returns.std():.2f} over {len(returns)} episodes")
+    if film:
+        log(f"video: {film}-episode-0.mp4")
+    return 0
 
 
-def replace_file(path: Path, content) -> bool:
-    """Replaces a file, which is whole at any moment; warns where that fails, as on a full disk, and returns False."""
-    new = path.with_name(path.name + ".new")
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def replace_file(path: Path, content):
+    """Replaces a file in one step, so that a kill at any moment leaves the old one or the new one."""
+    new = path.with_name(f".{path.name}.new")
     try:
         with open(new, "wb") as file:
             if path.suffix == ".pt":
                 torch.save(content, file)
-            else:  # JSON knows no NaN
-                text = json.dumps(content, indent=2, allow_nan=False) if path.suffix == ".json" else content
-                file.write(text.encode())
+            elif path.suffix == ".json":
+                file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+            else:
+                file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-        return True
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch's of a full disk is a RuntimeError
         new.unlink(missing_ok=True)
-        log(f"warning: {path} can't be written, the one before is kept: {error}")
-        return False
+        raise OSError(f"{path} can't be written, what was there before is kept: {error}") from error
 
 
 def load_file(path: Path) -> dict:
-    """What this script saved in `path`, on the CPU; ends the program if that is something else."""
+    """Reads what this script saved, onto the CPU; ends the program if that is something else."""
     try:
-        assert not zipfile.ZipFile(path).testzip()  # the checksums, which torch does not look at
+        damaged = zipfile.ZipFile(path).testzip()  # by the checksums, which torch does not look at
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        assert saved["algorithm"] == ALGORITHM and Args(**saved["args"]), f"{saved['algorithm']}.py wrote it"
-        return saved | {"agent": saved["agent"]}  # an error where there is none
+        if saved["algorithm"] != ALGORITHM:
+            raise ValueError(f"{saved['algorithm']}.py wrote it")
+        if saved["args"].keys() != asdict(Args()).keys() or "agent" not in saved:
+            raise ValueError("another version wrote it")
+        return saved
     except Exception as error:  # what a damaged file raises is as varied as the damage
-        fail(f"{path} is missing, damaged or foreign: {type(error).__name__} {error}".splitlines()[0])
+        first_line = str(error).partition("\n")[0]
+        fail(f"{path} is missing, damaged or foreign: {type(error).__name__}: {first_line}")
+
+
+# ------------------------------------------------------------------------------------------------ run directory
 
 
 class Run:
     """A run directory: its lock, logs, evaluations and checkpoint, and the counters of training."""
 
     def __init__(self, args: Args, device: torch.device, stop: list[int]):
-        self.args, self.device, self.stop = args, device, stop
-        self.dir = Path(args.run_dir or f"runs/{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}")
+        name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}"
+        self.dir = Path(args.run_dir or f"runs/{name}").expanduser().absolute()
+        self.args = args
+        self.device = device
+        self.stop = stop  # the signals that came
         self.rng = np.random.default_rng(derive_seeds(args.seed, WARM_UP, count=1))
-        self.global_step = self.updates = self.first_step = self.wall_seconds = 0
-        self.evaluations, self.episodes = [CSV_HEADER], []  # lines; [step, return] of the training episodes
-        self.metrics, self.training_return, self.wandb_id = {}, "-", f"{self.dir.name}-{int(time.time())}"
+        self.global_step = 0
+        self.updates = 0
+        self.wall_seconds = 0  # up to the checkpoint
+        self.evaluations = [CSV_HEADER]  # lines
+        self.episodes = []  # [step, return] of the training episodes
+        self.metrics = {}  # of the updates since the last reading
+        self.training_return = "-"
+        self.evaluation = "-"
+        self.wandb_id = f"{name}-{int(time.time())}"
+        self.open_directory()
+
+    def open_directory(self):
+        """Makes and locks the directory; ends the program if it can't be used with these arguments."""
+        import fcntl  # Windows lacks it
+
+        was = None
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            was = json.loads((self.dir / "args.json").read_text()) if (self.dir / "args.json").exists() else {}
-            if "algorithm" not in was and not {path.name for path in self.dir.iterdir()} <= {".lock", "args.json.new"}:
-                raise FileExistsError("it is neither a run directory nor empty")
-            self.lock = open(self.dir / ".lock", "w")  # the lock ends with the process, however that ends
+            if any(self.dir.glob("[!.]*")):
+                was = json.loads((self.dir / "args.json").read_text())
+            self.lock = open(self.dir / ".lock", "w")  # held until the process ends, however it ends
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"--run-dir {self.dir} can't be used: another process is training there", os.EX_TEMPFAIL)
         except (OSError, ValueError) as error:
-            busy = isinstance(error, BlockingIOError) and "another process is training there"
-            fail(f"--run-dir {self.dir} can't be used: {busy or error}", os.EX_TEMPFAIL if busy else 2)
-        if was and not args.resume and not args.overwrite:
+            fail(f"--run-dir {self.dir} can't be used; it must be new, empty or that of a run: {error}")
+        if was is None or self.args.overwrite:
+            return
+        if not self.args.resume:
             fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
-        if was and args.resume:
-            now = {"algorithm": ALGORITHM, **asdict(args)}
-            may_change = MAY_CHANGE[now.get("anneal_lr", False) :]  # where the budget, its first, sets the step size
-            changed = [name for name in now if name not in may_change and was.get(name) != now[name]]
-            if changed:
-                given = ", ".join(f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in changed)
-                fail(f"{self.dir} was trained with {given}; give the same arguments, or another --run-dir")
-            if (self.dir / "result.json").exists() and args.total_timesteps <= was["total_timesteps"]:
-                log(f"{self.dir} is complete")
-                raise SystemExit(0)
-            if (self.dir / "result.json").exists() and not (self.dir / CHECKPOINT).exists():
-                fail(f"{self.dir} is complete at step {was['total_timesteps']}; only --keep-checkpoint lets it go on")
+        now = {"algorithm": ALGORITHM, **asdict(self.args)}
+        for name in now:
+            may_change = name in MAY_CHANGE
+            if name == "total_timesteps" and now.get("anneal_lr"):  # it sets the step size
+                may_change = False
+            if not may_change and was.get(name) != now[name]:
+                fail(f"{self.dir} was trained with {flag(name)} {was.get(name)}, not {now[name]}")
+        if not (self.dir / "result.json").exists():
+            return
+        if self.args.total_timesteps <= was["total_timesteps"]:
+            log(f"{self.dir} is complete")
+            sys.exit(0)
+        if not (self.dir / "checkpoint.pt").exists():
+            fail(f"{self.dir} is complete at step {was['total_timesteps']}; only --keep-checkpoint lets it go on")
 
-    def restore(self, **parts) -> None:
+    def restore(self, **parts):
         """Loads counters, random states and `parts` from the checkpoint, if any, and opens the logs as of then."""
-        self.parts, path, args = parts, self.dir / CHECKPOINT, asdict(self.args)
-        for pattern in ("result.json", "*.pt", "events.out.tfevents.*", "*.csv", "*.mp4", "*.new", "args.json"):
-            for old in self.dir.glob(pattern) if self.args.overwrite else ():
-                old.unlink()  # only now that nothing can be wrong; a kill leaves the folder of an unfinished run
-        if path.exists():
+        self.parts = parts
+        if self.args.overwrite:  # only now that nothing can be wrong; a kill leaves the folder of an unfinished run
+            for pattern in ("result.json", "*.pt", "events.out.tfevents.*", "*.csv", "*.mp4", "args.json"):
+                for old in self.dir.glob(pattern):
+                    old.unlink()
+        path = self.dir / "checkpoint.pt"
+        resumed = path.exists()
+        if resumed:
             checkpoint = load_file(path)
-            self.__dict__ |= {name: checkpoint[name] for name in SAVED}
-            for name, part in parts.items():
-                if isinstance(part, torch.optim.Optimizer):  # its settings follow from this run's device
-                    checkpoint[name]["param_groups"] = part.state_dict()["param_groups"]
-                part.load_state_dict(checkpoint[name])
+            self.global_step = checkpoint["global_step"]
+            self.updates = checkpoint["updates"]
+            self.wall_seconds = checkpoint["wall_seconds"]
+            self.evaluations = checkpoint["evaluations"]
+            self.episodes = checkpoint["episodes"]
+            self.wandb_id = checkpoint["wandb_id"]
+            self.rng.bit_generator.state = checkpoint["numpy_rng"]
             torch.set_rng_state(checkpoint["torch_rng"])
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
-            self.rng.bit_generator.state = checkpoint["numpy_rng"]
+            for name, part in parts.items():
+                if isinstance(part, optim.Optimizer):  # its settings follow from this run's device
+                    checkpoint[name]["param_groups"] = part.state_dict()["param_groups"]
+                part.load_state_dict(checkpoint[name])
             (self.dir / "result.json").unlink(missing_ok=True)  # of a run that is made longer
-        replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args}) or fail("there is no room for a run", 1)
+        args = asdict(self.args)
+        replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args})
         replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
         if self.args.track:
-            settings = {"name": self.dir.name, "id": self.wandb_id, "resume": "allow", "config": args}
-            importlib.import_module("wandb").init(**settings, sync_tensorboard=True)
-        threading.excepthook = lambda e: e.exc_type is OSError or threading.__excepthook__(e)  # write_scalars tells
-        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + path.exists())  # all, if no step was saved
+            wandb = importlib.import_module("wandb")
+            wandb.init(name=self.dir.name, id=self.wandb_id, resume="allow", config=args, sync_tensorboard=True)
+        threading.excepthook = hide_write_errors
+        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + resumed)  # all, if no step was saved
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        self.first_step, self.logged_step, self.logged_time = self.global_step, self.global_step, time.time()
-        self.started, self.over = time.time() - self.wall_seconds, self.global_step >= self.args.total_timesteps
-        log(f"{self.dir}: from step {self.global_step:,}, on {self.device}, {torch.get_num_threads()} learner threads")
+        self.first_step = self.global_step  # of this process
+        self.saved_step = self.global_step
+        self.logged_step = self.global_step
+        self.logged_time = time.monotonic()
+        self.started = time.monotonic() - self.wall_seconds
+        self.over = self.global_step >= self.args.total_timesteps
+        log(f"{ALGORITHM} trains {self.args.env_id} from step {self.global_step:,} to {self.args.total_timesteps:,}")
+        log(f"on {self.device} ({torch.get_num_threads()} learner threads), in {self.dir}")
+        log("Ctrl-C saves and stops; the same command with --resume goes on")
 
     def reset(self, envs: WorkerEnvs) -> np.ndarray:
         """Begins new episodes, from this step's own seeds: simulators are not saved, and play the evaluations too."""
-        return envs.reset(seed=derive_seeds(self.args.seed, TRAINING, self.global_step, count=envs.num_envs))[0].copy()
+        seeds = derive_seeds(self.args.seed, TRAINING, self.global_step, count=envs.num_envs)
+        return envs.reset(seed=seeds)[0].copy()
 
-    def write_scalars(self, scalars: dict[str, float]) -> None:
-        """Logs to TensorBoard at the current step; a full disk loses them, with a warning, and not the run."""
-        try:
-            self.writer = self.writer or SummaryWriter(self.dir)  # one does not survive an error
-            for tag, value in scalars.items():
-                self.writer.add_scalar(tag, value, self.global_step)
-            self.writer.flush()  # a kill costs nothing that a checkpoint relies on
-        except OSError as error:
-            log(f"warning: step {self.global_step:,} is not in TensorBoard's log: {error}")
-            self.writer = None
+    def log_scalars(self, scalars: dict[str, float]):
+        """Writes scalars of the current step to TensorBoard, at once: a checkpoint relies on what is before it."""
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.global_step)
+        self.writer.flush()
 
     def evaluate(self, policy, envs: WorkerEnvs) -> bool:
         """Every --eval-frequency steps and at the end, plays the policy; returns whether the environments did so."""
-        step, args = self.global_step, self.args
-        if self.evaluations[-1].startswith(f"{step},") or step % args.eval_frequency and step < args.total_timesteps:
+        step = self.global_step
+        args = self.args
+        due = step % args.eval_frequency == 0 or step >= args.total_timesteps
+        if not due or self.evaluations[-1].startswith(f"{step},"):
             return False
         result = evaluate(policy, envs, args.seed, args.eval_episodes, self.device, self.stop)
-        if not result:  # a signal came: the resumed run evaluates at this step
+        if result is None:  # a signal came: the resumed run evaluates at this step
             self.save()
             return True
-        counters = f"{step},{step * args.num_envs},{self.updates},{time.time() - self.started:.3f}"
-        self.evaluations += [f"{counters},{i},{r},{n}" for i, (r, n) in enumerate(zip(*result, strict=True))]
+        seconds = time.monotonic() - self.started
+        for episode, (episode_return, length) in enumerate(zip(*result, strict=True)):
+            counters = f"{step},{step * args.num_envs},{self.updates},{seconds:.3f}"
+            self.evaluations.append(f"{counters},{episode},{episode_return},{length}")
         replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
-        mean, std = result[0].mean(), result[0].std()
-        self.write_scalars({"eval/episodic_return": mean, "eval/episodic_return_std": std})
+        mean = result[0].mean()
+        std = result[0].std()
+        self.log_scalars({"eval/episodic_return": mean, "eval/episodic_return_std": std})
+        self.evaluation = f"{mean:.1f}"
         log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
-    def log_step(self, infos: dict, metrics: dict[str, torch.Tensor]) -> None:
+    def log_step(self, infos: dict, metrics: dict[str, Tensor]):
         """Logs the episodes that ended in this step and, every --log-frequency steps, metrics and counters."""
-        step, args = self.global_step, self.args
+        step = self.global_step
         self.metrics |= metrics
         if "final_info" in infos:
-            returns, lengths = (infos["final_info"]["episode"][key][infos["_final_info"]] for key in "rl")
+            ended = infos["_final_info"]
+            returns = infos["final_info"]["episode"]["r"][ended]
+            lengths = infos["final_info"]["episode"]["l"][ended]
             self.episodes += [[step, episode_return] for episode_return in returns.tolist()]
             self.training_return = f"{returns.mean():.1f}"
-            self.write_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
-        if step % args.log_frequency == 0 or step >= args.total_timesteps:
-            values = dict(zip(self.metrics, torch.tensor([*self.metrics.values()]).tolist(), strict=True))
-            broken = [tag for tag, value in values.items() if not math.isfinite(value)]
-            if broken:
-                fail(f"step {step}: {', '.join(broken)} not finite; the checkpoint is left as it was", 1)
-            sps = (step - self.logged_step) / (time.time() - self.logged_time)
-            self.logged_step, self.logged_time = step, time.time()
-            charts = {"charts/SPS": sps, "charts/frames": step * args.num_envs, "charts/updates": self.updates}
-            self.write_scalars(values | charts)
-            self.metrics = {}  # what no update has renewed by the next time is not logged again
-            left = f"{(args.total_timesteps - step) / sps / 3600:.1f} h left"
-            log(f"step {step:,}: return {self.training_return}, SPS {sps:.0f}, {left}")
+            self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
+        if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
+            return
+        values = torch.tensor([*self.metrics.values()]).tolist()
+        scalars = dict(zip(self.metrics, values, strict=True))
+        for tag, value in scalars.items():
+            if not math.isfinite(value):
+                fail(f"step {step}: {tag} is not finite; the checkpoint is left as it was", 1)
+        sps = (step - self.logged_step) / (time.monotonic() - self.logged_time)
+        self.logged_step = step
+        self.logged_time = time.monotonic()
+        scalars["charts/SPS"] = sps
+        scalars["charts/frames"] = step * self.args.num_envs
+        scalars["charts/updates"] = self.updates
+        self.log_scalars(scalars)
+        self.metrics = {}  # what no update has renewed by the next time is not logged again
+        hours = (self.args.total_timesteps - step) / sps / 3600
+        returns = f"return {self.training_return}, evaluation {self.evaluation}"
+        log(f"step {step:,}: {returns}, SPS {sps:.0f}, {hours:.1f} h left")
 
-    def save(self, now: bool = False) -> None:
-        """Writes all that --resume needs at a signal, every --checkpoint-frequency steps, or `now`. Sets `over`."""
-        args, finished, stopped = self.args, self.global_step >= self.args.total_timesteps, bool(self.stop)
-        was_over, self.over = self.over, finished or stopped
-        due = stopped or (args.keep_checkpoint if finished else self.global_step % args.checkpoint_frequency == 0)
-        if now or due and not was_over:
-            if not all(value.isfinite().all() for value in self.parts["agent"].state_dict().values()):
-                fail(f"step {self.global_step}: the networks are not finite; the checkpoint is left as it was", 1)
-            self.wall_seconds = time.time() - self.started
-            content = {"algorithm": ALGORITHM, "args": asdict(args), "numpy_rng": self.rng.bit_generator.state}
-            content |= {"torch_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-            content |= {n: getattr(self, n) for n in SAVED} | {n: part.state_dict() for n, part in self.parts.items()}
-            replace_file(self.dir / CHECKPOINT, content)
+    def save(self, now: bool = False):
+        """Saves all that --resume needs every --checkpoint-frequency steps, at a signal, or `now`; sets `over`."""
+        step = self.global_step
+        finished = step >= self.args.total_timesteps
+        self.over = finished or bool(self.stop)
+        due = self.args.keep_checkpoint if finished else step % self.args.checkpoint_frequency == 0
+        if step == self.saved_step or not (due or now or self.stop):
+            return
+        for name, value in self.parts["agent"].state_dict().items():
+            if not value.isfinite().all():
+                fail(f"step {step}: the network's {name} is not finite; the checkpoint is left as it was", 1)
+        checkpoint = {
+            "algorithm": ALGORITHM,
+            "args": asdict(self.args),
+            "global_step": step,
+            "updates": self.updates,
+            "wall_seconds": time.monotonic() - self.started,
+            "evaluations": self.evaluations,
+            "episodes": self.episodes,
+            "wandb_id": self.wandb_id,
+            "numpy_rng": self.rng.bit_generator.state,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        for name, part in self.parts.items():
+            checkpoint[name] = part.state_dict()
+        replace_file(self.dir / "checkpoint.pt", checkpoint)
+        self.saved_step = step
 
-    def finish(self, agent: torch.nn.Module) -> int:
+    def finish(self, agent: "Agent") -> int:
         """Writes the networks and the result, or says what stopped the run; returns the exit status."""
-        args, step, seconds = self.args, self.global_step, time.time() - self.started
-        if step < args.total_timesteps or not self.evaluations[-1].startswith(f"{step},"):
+        step = self.global_step
+        args = self.args
+        returns = [float(row.split(",")[5]) for row in self.evaluations if row.startswith(f"{step},")]
+        if step < args.total_timesteps or not returns:
             log(f"stopped by {signal.Signals(self.stop[0]).name} at step {step:,}; --resume goes on")
             return 128 + self.stop[0]
-        returns = np.array([float(row.split(",")[5]) for row in self.evaluations if row.startswith(f"{step},")])
-        tail = [episode_return for at, episode_return in self.episodes if at > 0.9 * step]
-        packages = filter(find_spec, ["torch", "numpy", "gymnasium", "shimmy", "dm_control", "mujoco"])
-        device = torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
+        seconds = time.monotonic() - self.started
+        mean = np.mean(returns)
+        std = np.std(returns)
+        last = [episode_return for at, episode_return in self.episodes if at > 0.9 * step]
+        packages = ["torch", "numpy", "gymnasium", "shimmy", "dm_control", "mujoco"]
         saved = {"algorithm": ALGORITHM, "args": asdict(args), "global_step": step}
-        result = saved | {name: getattr(args, name) for name in ("exp_name", "env_id", "seed")}
-        result |= {"frames": step * args.num_envs, "updates": self.updates, "device": device}
-        result |= {"wall_seconds": seconds, "sps": step / seconds, "threads": torch.get_num_threads()}
-        result |= {"final_evaluation": {"mean": returns.mean(), "std": returns.std(), "returns": returns.tolist()}}
-        result |= {"training_return_last_10_percent": float(np.mean(tail)) if tail else None}
-        result |= {"versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]}}
-        done = replace_file(self.dir / f"{args.exp_name}.pt", saved | {"agent": agent.state_dict()})
-        done and replace_file(self.dir / "result.json", result) or fail("no room for the result; --resume ends it", 1)
-        args.keep_checkpoint or (self.dir / CHECKPOINT).unlink(missing_ok=True)
-        log(f"complete: {self.dir}, evaluation {returns.mean():.1f} +/- {returns.std():.1f}")
+        result = {
+            **saved,
+            "exp_name": args.exp_name,
+            "env_id": args.env_id,
+            "seed": args.seed,
+            "frames": step * args.num_envs,
+            "updates": self.updates,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {os.cpu_count()} cores",
+            "threads": torch.get_num_threads(),
+            "wall_seconds": seconds,
+            "sps": step / seconds,
+            "final_evaluation": {"mean": mean, "std": std, "returns": returns},
+            "training_return_last_10_percent": np.mean(last) if last else None,
+            "versions": {name: version(name) for name in packages if find_spec(name)},
+            "python": sys.version.split()[0],
+        }
+        replace_file(self.dir / f"{args.exp_name}.pt", {**saved, "agent": agent.state_dict()})
+        replace_file(self.dir / "result.json", result)
+        if not args.keep_checkpoint:
+            (self.dir / "checkpoint.pt").unlink(missing_ok=True)
+        log(f"complete: evaluation {mean:.1f} +/- {std:.1f} over {len(returns)} episodes; all is in {self.dir}")
+        log(f"to see it: python {ALGORITHM}.py --evaluate {self.dir} --capture-video")
+        log(f"its curves: tensorboard --logdir {self.dir}, or python plot_curves.py {self.dir}")
         return 0
 
 
-def main() -> int:
-    """Reads the command line, and trains or plays; returns the exit status."""
-    args = tyro.cli(Args, description=__doc__)
+def hide_write_errors(failure):
+    """Of threads: what TensorBoard's can't write, it raises in log_scalars again."""
+    if failure.exc_type is not OSError:
+        threading.__excepthook__(failure)
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_args(args: Args):
+    """Ends the program at the first argument that can't be right."""
     for name, value in vars(args).items():
-        most, zero = (1, True) if name in ("gamma", "tau", "gae_lambda") else (2**63 - 1, name in MAY_BE_ZERO)
-        if type(value) in (int, float) and not (0 <= value <= most and (zero or value)):
-            wanted = f"between 0 and {most}" if zero or value > 0 else "positive"
-            fail(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+        if type(value) not in (int, float):
+            continue
+        most = 1 if name in FRACTIONS else 2**63 - 1
+        if not 0 <= value <= most:
+            fail(f"{flag(name)} must be between 0 and {most}, not {value}")
+        if value == 0 and name not in MAY_BE_ZERO:
+            fail(f"{flag(name)} must be positive, not 0")
     rules = [
         *conflicts(args),
         (args.exp_name in ("", "checkpoint") or "/" in args.exp_name, "--exp-name must be good for a file name"),
         (args.resume and args.overwrite, "--resume goes on with a run and --overwrite deletes it: give one of them"),
         (args.capture_video and args.evaluate is None, "--capture-video goes with --evaluate RUN_DIR_OR_FILE"),
-        (args.track and not getattr(find_spec("wandb"), "origin", None), "--track needs wandb: pip install wandb"),
+        (args.track and not find_spec("wandb"), "--track needs wandb: pip install wandb"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
     ]
-    any(fail(message) for wrong, message in rules if wrong)
+    for wrong, message in rules:
+        if wrong:
+            fail(message)
     if getattr(args, "learning_starts", 0) >= args.total_timesteps:
         log(f"warning: nothing is learned in {args.total_timesteps} steps: --learning-starts is {args.learning_starts}")
-    gl = ("egl" if sys.platform == "linux" else "glfw") if args.capture_video else "disable"  # egl draws offscreen
-    os.environ.setdefault("MUJOCO_GL", gl)  # before MuJoCo is imported
-    if "OMP_NUM_THREADS" not in os.environ:  # leave the workers' cores to them; small matrices gain nothing beyond 4
-        torch.set_num_threads(max(1, min(4, torch.get_num_threads() - args.num_envs)))
+
+
+def set_handlers(handler):
+    """Calls `handler(signum, frame)` at Ctrl-C, SIGTERM and SIGHUP, the last unless it is ignored, as under nohup."""
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
+
+
+def end_at_once(signum: int, frame):
+    """The handler until the environments are made: there is nothing to save."""
+    fail(f"stopped by {signal.Signals(signum).name} before the first step", 128 + signum)
+
+
+def hear_signals(stop: list[int]):
+    """From here on a signal is put into `stop`, at which training saves and ends; a second Ctrl-C ends it at once."""
+
+    def hear(signum, frame):
+        if signum == signal.SIGINT and signum in stop:
+            for process in multiprocessing.active_children():
+                kill(process)
+            os._exit(128 + signum)
+        stop.append(signum)
+
+    set_handlers(hear)
+
+
+def train_in_workers(args: Args, device: torch.device, stop: list[int]) -> int:
+    """Trains, and saves the last whole step if an environment fails or hangs; returns the exit status."""
+    spaces = find_spaces(args)
+    run = Run(args, device, stop)  # before workers are started: a finished or busy run answers at once
+    envs = WorkerEnvs(args, spaces, stop)  # before threads and CUDA start
+    hear_signals(stop)
+    try:
+        with contextlib.closing(envs):
+            return train(args, run, envs)
+    except TimeoutError:  # a signal came, and an environment does not answer
+        run.save(now=True)
+        return run.finish(run.parts["agent"])
+    except (ChildProcessError, ConnectionError, EOFError) as error:
+        reason = f"step {run.global_step}: {what_failed(error)}"
+        if run.global_step > run.first_step:
+            run.save(now=True)
+            reason += "; --resume goes on from the checkpoint"
+        fail(reason, 1)
+
+
+def main() -> int:
+    """Reads the command line, and trains or plays; returns the exit status."""
+    if os.name == "nt":
+        fail("Linux or macOS is needed, or Windows by WSL")
+    args = tyro.cli(Args, description=__doc__)
+    check_args(args)
+    set_handlers(end_at_once)
+    offscreen = "egl" if sys.platform == "linux" else "glfw"
+    os.environ.setdefault("MUJOCO_GL", offscreen if args.capture_video else "disable")  # before MuJoCo is imported
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms need
     torch.use_deterministic_algorithms(args.torch_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a replay buffer is large, and empty at first
+    if "OMP_NUM_THREADS" not in os.environ:  # leave the workers' cores to them; small matrices gain nothing beyond 4
+        torch.set_num_threads(max(1, min(4, torch.get_num_threads() - args.num_envs)))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    stop: list[int] = []
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda number, _: stop.append(number))
-    run = None
+    stop = []  # the signals that come
     try:
-        if args.evaluate is not None:
-            return play(args, device, stop)
-        try:  # before a run directory is made, which may refuse before workers are
-            make_env(args.env_id).close()
-        except Exception as error:
-            fail(f"--env-id {args.env_id} can't be made: {type(error).__name__}: {error}")
-        run = Run(args, device, stop)
-        with contextlib.closing(WorkerEnvs(args)) as envs:  # forked before threads and CUDA start
-            return train(args, run, envs)
-    except (OSError, EOFError) as error:  # ChildProcessError is an environment's
-        reason = "a simulation worker died" if isinstance(error, (EOFError, ConnectionError)) else str(error)
+        if args.evaluate is None:
+            return train_in_workers(args, device, stop)
+        return play(args, device, stop)
+    except (OSError, EOFError) as error:
+        fail(what_failed(error), 1)
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error) and "state_dict" not in str(error):
             raise
         fail(f"memory is too small, or the networks are of another version: {str(error)[:250]}")
-    if run and run.global_step > run.first_step:
-        run.save(now=True)
-        reason += "; --resume goes on from the checkpoint"
-    fail(f"step {run.global_step}: {reason}" if run else reason, 1)
 
 
 if __name__ == "__main__":
