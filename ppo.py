@@ -138,7 +138,7 @@ class Args:
     """leave out the remaining epochs once the policy has moved further than this KL divergence"""
 
 
-def conflicts(args: Args) -> list[tuple[bool, str]]:
+def conflicts(args: Args) -> list:
     """What can be wrong between arguments: whether it is, and what to say then."""
     few = args.num_steps * args.num_envs < 2 * args.num_minibatches
     return [(few, "--num-minibatches leaves less than 2 of the num_steps * num_envs transitions in each")]
@@ -201,7 +201,8 @@ class RunningMeanStd(nn.Module):
     def update(self, rows: Tensor) -> None:
         """Counts n rows, [n, dim], by the rule for merging two samples (Chan, Golub and LeVeque 1983)."""
         rows = rows.double()
-        total, delta = self.count + len(rows), rows.mean(dim=0) - self.mean
+        total = self.count + len(rows)
+        delta = rows.mean(dim=0) - self.mean
         squares = self.var * self.count + rows.var(dim=0, correction=0) * len(rows)
         self.var.copy_((squares + delta.square() * self.count * len(rows) / total) / total)
         self.mean += delta * len(rows) / total
@@ -273,7 +274,8 @@ def generalized_advantages(steps: Steps, values: Tensor, next_values: Tensor, ar
     last step bootstraps in the same way.
     """
     deltas = steps.rewards + args.gamma * (1 - steps.terminations) * next_values - values
-    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    advantages = torch.empty_like(deltas)
+    advantage = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
         advantage = deltas[t] + args.gamma * args.gae_lambda * (1 - steps.dones[t]) * advantage
         advantages[t] = advantage
@@ -295,7 +297,7 @@ class Minibatch(NamedTuple):
     returns: Tensor
 
 
-def update_minibatch(agent: Agent, optimizer, batch: Minibatch, args: Args) -> dict[str, Tensor]:
+def update_minibatch(agent, optimizer, batch: Minibatch, args) -> dict:
     """One step of actor and critic (arXiv 1707.06347, eq. 7 and 9). Returns what to log."""
     distribution = agent.get_distribution(batch.observations)
     logratio = distribution.log_prob(batch.actions).sum(dim=1) - batch.logprobs
@@ -328,34 +330,37 @@ def update_minibatch(agent: Agent, optimizer, batch: Minibatch, args: Args) -> d
     }
 
 
-def update_agent(agent: Agent, optimizer, steps: Steps, args: Args) -> tuple[dict[str, Tensor], int]:
+def update_agent(agent, optimizer, steps: Steps, args) -> tuple[dict, int]:
     """Every epoch on a rollout. Returns what to log, and the number of minibatches."""
     with torch.no_grad():
-        values, next_values = agent.get_value(steps.observations), agent.get_value(steps.next_observations)
+        values = agent.get_value(steps.observations)
+        next_values = agent.get_value(steps.next_observations)
         advantages = generalized_advantages(steps, values, next_values, args)
     parts = steps.observations, steps.actions, steps.logprobs, values, advantages, advantages + values
     samples = Minibatch(*(part.flatten(0, 1) for part in parts))
     size = args.num_steps * args.num_envs // args.num_minibatches
     count = len(samples.values)
-    metrics, clipfracs = {}, []
-    for _ in range(args.update_epochs if count >= size else 0):
+    if count < size:  # less than a minibatch: there is nothing to learn from
+        return {}, 0
+    clipfracs = []
+    for _ in range(args.update_epochs):
         order = torch.randperm(count, device=values.device)[: count - count % size]
         for index in order.reshape(-1, size):
             metrics = update_minibatch(agent, optimizer, Minibatch(*(part[index] for part in samples)), args)
             clipfracs.append(metrics["losses/clipfrac"])
         if args.target_kl is not None and metrics["losses/approx_kl"] > args.target_kl:
             break
-    if metrics:
-        metrics["losses/clipfrac"] = torch.stack(clipfracs).mean()
-        # Without any variance there is nothing to explain: 0, and not NaN, which would end the run.
-        unexplained = (samples.returns - samples.values).var() / samples.returns.var()
-        metrics["losses/explained_variance"] = (1 - unexplained).nan_to_num(0, 0, 0)
+    metrics["losses/clipfrac"] = torch.stack(clipfracs).mean()
+    # Without any variance there is nothing to explain: 0, and not NaN, which would end the run.
+    unexplained = (samples.returns - samples.values).var() / samples.returns.var()
+    metrics["losses/explained_variance"] = (1 - unexplained).nan_to_num(0, 0, 0)
     return metrics, len(clipfracs)
 
 
-def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
+def train(args: Args, run: "Run", envs) -> int:
     """Trains up to --total-timesteps or a signal; returns the exit status."""
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    obs_dim = envs.single_observation_space.shape[0]
+    action_dim = envs.single_action_space.shape[0]
     device = run.device
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, action_dim, args).to(device)
@@ -404,7 +409,9 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         metrics = {}
         if rollout.size == args.num_steps or run.global_step == args.total_timesteps:
             begin = run.global_step - rollout.size
-            learning_rate = args.learning_rate * (1 - begin / args.total_timesteps if args.anneal_lr else 1)
+            learning_rate = args.learning_rate
+            if args.anneal_lr:
+                learning_rate *= 1 - begin / args.total_timesteps
             optimizer.param_groups[0]["lr"] = learning_rate
             metrics, updates = update_agent(agent, optimizer, rollout.filled(), args)
             metrics["charts/learning_rate"] = torch.tensor(learning_rate, device=device)

@@ -132,13 +132,14 @@ class Args:
     """entropy coefficient (only with --no-autotune; a learned one starts at 1)"""
 
 
-def conflicts(args: Args) -> list[tuple[bool, str]]:
+def conflicts(args: Args) -> list:
     """What can be wrong between arguments: whether it is, and what to say then."""
     stored = min(args.learning_starts * args.num_envs, args.buffer_size)
+    no_cuda = args.device == "cpu" or not torch.cuda.is_available()
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
         (args.batch_size > stored, f"--batch-size is more than the {stored} transitions of the first update"),
-        (args.cuda_graphs and (args.device == "cpu" or not torch.cuda.is_available()), "--cuda-graphs needs CUDA"),
+        (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
     ]
 
 
@@ -155,46 +156,53 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """The last `capacity` transitions, as rows of one tensor: a step is stored by one copy, a batch is one gather."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+    def __init__(self, capacity, obs_dim, action_dim, device):
         self.columns = [obs_dim, obs_dim, action_dim, 1, 1]
-        gib, cuda = 4 * capacity * sum(self.columns) / 2**30, device.type == "cuda"
-        free = (torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available) / 2**30
+        gib = 4 * capacity * sum(self.columns) / 2**30
+        free = psutil.virtual_memory().available / 2**30
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0] / 2**30
         log(f"replay buffer: {capacity:,} transitions take {gib:.2f} GiB of {free:.1f} free ({device})")
+        too_large = "the replay buffer does not fit into memory; lower --buffer-size"
+        if gib > free:
+            fail(too_large)
         try:
-            self.rows = torch.empty(capacity if gib < free else 2**60, sum(self.columns), device=device)
-        except RuntimeError:
-            fail("the replay buffer does not fit into memory; lower --buffer-size")
-        self.position = self.size = 0
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)
+        except RuntimeError:  # a limit on the process, such as ulimit's
+            fail(too_large)
+        self.position = 0
+        self.size = 0
 
-    def add(self, observations, next_observations, actions, rewards, terminations) -> None:
+    def add(self, observations, next_observations, actions, rewards, terminations):
         """Stores a step, arrays [n, dim] or [n], n <= capacity, over the oldest transitions."""
-        rows = [observations, next_observations, actions, rewards[:, None], terminations[:, None]]
-        rows = torch.from_numpy(np.concatenate(rows, axis=1, dtype=np.float32)).to(self.rows.device)
-        room = len(self.rows) - self.position
-        self.rows[self.position : self.position + len(rows)] = rows[:room]
-        self.rows[: max(0, len(rows) - room)] = rows[room:]
-        self.position = (self.position + len(rows)) % len(self.rows)
+        rows = np.column_stack([observations, next_observations, actions, rewards, terminations])
+        rows = torch.as_tensor(rows, dtype=torch.float32, device=self.rows.device)
+        end = self.position + len(rows)
+        index = torch.arange(self.position, end, device=self.rows.device) % len(self.rows)
+        self.rows[index] = rows
+        self.position = end % len(self.rows)
         self.size = min(self.size + len(rows), len(self.rows))
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size) -> Batch:
         """Draws a batch uniformly, with replacement."""
         index = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.size
-        observations, next_observations, actions, rewards, terminations = self.rows[index].split(self.columns, dim=1)
-        return Batch(observations, next_observations, actions, rewards.squeeze(1), terminations.squeeze(1))
+        *vectors, rewards, terminations = self.rows[index].split(self.columns, dim=1)
+        return Batch(*vectors, rewards.squeeze(1), terminations.squeeze(1))
 
     def state_dict(self) -> dict:
         # On the CPU this copies nothing. torch.save writes all that a slice is part of, and an array isn't a slice.
         return {"rows": torch.from_numpy(self.rows[: self.size].cpu().numpy()), "position": self.position}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.size, self.position = len(state["rows"]), state["position"]
+    def load_state_dict(self, state):
+        self.size = len(state["rows"])
+        self.position = state["position"]
         self.rows[: self.size] = state["rows"]
 
 
 class QNetwork(nn.Module):
     """Critic."""
 
-    def __init__(self, obs_dim: int, action_dim: int):
+    def __init__(self, obs_dim, action_dim):
         super().__init__()
         self.fc1 = nn.Linear(obs_dim + action_dim, 256)
         self.fc2 = nn.Linear(256, 256)
@@ -211,7 +219,7 @@ class QNetwork(nn.Module):
 class Actor(nn.Module):
     """Gaussian policy, squashed by tanh into [-1, 1] per dimension."""
 
-    def __init__(self, obs_dim: int, action_dim: int):
+    def __init__(self, obs_dim, action_dim):
         super().__init__()
         self.fc1 = nn.Linear(obs_dim, 256)
         self.fc2 = nn.Linear(256, 256)
@@ -239,7 +247,7 @@ class Actor(nn.Module):
 class Agent(nn.Module):
     """Actor, twin critics, their target networks and the entropy coefficient, in one state_dict."""
 
-    def __init__(self, obs_dim: int, action_dim: int, args: Args):
+    def __init__(self, obs_dim, action_dim, args: Args):
         super().__init__()
         self.actor = Actor(obs_dim, action_dim)
         self.qf1 = QNetwork(obs_dim, action_dim)
@@ -248,7 +256,7 @@ class Agent(nn.Module):
         self.qf2_target = copy.deepcopy(self.qf2).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(1.0 if args.autotune else max(args.alpha, 1e-30)).log())
 
-    def critic_parameters(self) -> list[nn.Parameter]:
+    def critic_parameters(self) -> list:
         return [*self.qf1.parameters(), *self.qf2.parameters()]
 
     @torch.no_grad()
@@ -269,26 +277,28 @@ class Agent(nn.Module):
 def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     """The TD target y [B], with the smaller of two critics and an action's entropy (arXiv 1812.05905, eq. 3 and 5)."""
     next_actions, next_log_pi, _ = agent.actor.get_action(batch.next_observations)
-    next_q = torch.min(
-        agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
-    )
+    qf1_next = agent.qf1_target(batch.next_observations, next_actions)
+    qf2_next = agent.qf2_target(batch.next_observations, next_actions)
+    next_q = torch.min(qf1_next, qf2_next)
     next_value = next_q - agent.log_alpha.exp() * next_log_pi
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_value
 
 
-def pathway_diagnostics(agent: Agent, batch: Batch) -> dict[str, Tensor]:
+def pathway_diagnostics(agent: Agent, batch: Batch) -> dict:
     """Two numbers from one batch: is the policy saturated, and how steep is Q where it acts?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
-    stages = {"diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean()}
-    stages["diagnostics/action_gradient"] = gradient.norm(dim=1).mean()
+    stages = {
+        "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
+        "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
+    }
     return stages
 
 
 # ---------------------------------------------------------------------------------------------------------- update
 
 
-def update_critics(agent: Agent, q_optimizer, batch: Batch, args: Args) -> dict[str, Tensor]:
+def update_critics(agent, q_optimizer, batch, args) -> dict:
     """One step of both critics towards the TD target (arXiv 1812.05905, Algorithm 1). Returns what to log."""
     next_q_value = td_target(agent, batch, args)
     qf1_values = agent.qf1(batch.observations, batch.actions)
@@ -298,20 +308,20 @@ def update_critics(agent: Agent, q_optimizer, batch: Batch, args: Args) -> dict[
     qf_loss = qf1_loss + qf2_loss
     q_optimizer.zero_grad()
     qf_loss.backward()
-    grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in agent.critic_parameters()])
+    grad_norm = nn.utils.get_total_norm(parameter.grad for parameter in agent.critic_parameters())
     q_optimizer.step()
     return {
-        "losses/qf1_values": qf1_values.detach().mean(),
-        "losses/qf2_values": qf2_values.detach().mean(),
-        "losses/qf1_loss": qf1_loss.detach(),
-        "losses/qf2_loss": qf2_loss.detach(),
-        "losses/qf_loss": qf_loss.detach() / 2,
+        "losses/qf1_values": qf1_values.mean(),
+        "losses/qf2_values": qf2_values.mean(),
+        "losses/qf1_loss": qf1_loss,
+        "losses/qf2_loss": qf2_loss,
+        "losses/qf_loss": qf_loss / 2,
         "diagnostics/critic_grad_norm": grad_norm,
         "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
 
 
-def update_actor(agent: Agent, actor_optimizer, batch: Batch) -> dict[str, Tensor]:
+def update_actor(agent, actor_optimizer, batch) -> dict:
     """One step of the actor up the smaller of two critics and the entropy (the same paper, eq. 7)."""
     actions, log_pi, _ = agent.actor.get_action(batch.observations)
     min_qf_pi = torch.min(agent.qf1(batch.observations, actions), agent.qf2(batch.observations, actions))
@@ -320,10 +330,10 @@ def update_actor(agent: Agent, actor_optimizer, batch: Batch) -> dict[str, Tenso
     # Only for the actor: a plain backward() would also compute the critics' gradients, to throw them away.
     actor_loss.backward(inputs=list(agent.actor.parameters()))
     actor_optimizer.step()
-    return {"losses/actor_loss": actor_loss.detach()}
+    return {"losses/actor_loss": actor_loss}
 
 
-def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tensor]:
+def update_alpha(agent, alpha_optimizer, batch) -> dict:
     """One step of the entropy coefficient towards the target entropy -d (the same paper, eq. 18 and appendix D)."""
     with torch.no_grad():
         actions, log_pi, _ = agent.actor.get_action(batch.observations)
@@ -331,41 +341,47 @@ def update_alpha(agent: Agent, alpha_optimizer, batch: Batch) -> dict[str, Tenso
     alpha_optimizer.zero_grad()
     alpha_loss.backward()
     alpha_optimizer.step()
-    return {"losses/alpha_loss": alpha_loss.detach()}
+    return {"losses/alpha_loss": alpha_loss}
 
 
 @torch.no_grad()
-def update_targets(agent: Agent, tau: float) -> None:
+def update_targets(agent, tau):
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
     torch._foreach_lerp_(targets, agent.critic_parameters(), tau)
 
 
-def update(agent: Agent, q_optimizer, actor_optimizer, alpha_optimizer, args: Args, with_actor: bool, batch):
+def update(agent, q_optimizer, actor_optimizer, alpha_optimizer, args, with_actor, batch):
     """One update of critics and targets and, if asked, of actor and alpha, on tensors alone. Returns what to log."""
     metrics = update_critics(agent, q_optimizer, batch, args)
-    for _ in range(args.policy_frequency if with_actor else 0):  # as many updates as were left out
-        metrics |= update_actor(agent, actor_optimizer, batch)
-        if args.autotune:
-            metrics |= update_alpha(agent, alpha_optimizer, batch)
+    if with_actor:
+        for _ in range(args.policy_frequency):  # as many updates as were left out
+            metrics |= update_actor(agent, actor_optimizer, batch)
+            if args.autotune:
+                metrics |= update_alpha(agent, alpha_optimizer, batch)
     update_targets(agent, args.tau)
-    return metrics | {"losses/alpha": agent.log_alpha.detach().exp()}
+    metrics["losses/alpha"] = agent.log_alpha.exp()
+    return {name: value.detach() for name, value in metrics.items()}
 
 
-def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
+def train(args: Args, run: "Run", envs) -> int:
     """Trains up to --total-timesteps or a signal; returns the exit status."""
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    obs_dim = envs.single_observation_space.shape[0]
+    action_dim = envs.single_action_space.shape[0]
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, action_dim, args).to(run.device)
     adam = partial(optim.Adam, fused=True, capturable=args.cuda_graphs)
-    q_optimizer, alpha_optimizer = adam(agent.critic_parameters(), lr=args.q_lr), adam([agent.log_alpha], lr=args.q_lr)
+    q_optimizer = adam(agent.critic_parameters(), lr=args.q_lr)
     actor_optimizer = adam(agent.actor.parameters(), lr=args.policy_lr)
+    alpha_optimizer = adam([agent.log_alpha], lr=args.q_lr)
     rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, run.device)
-    optimizers = dict(q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, alpha_optimizer=alpha_optimizer)
+    optimizers = {"q_optimizer": q_optimizer, "actor_optimizer": actor_optimizer, "alpha_optimizer": alpha_optimizer}
     run.restore(agent=agent, rb=rb, **optimizers)
-    updates = [partial(update, agent, *optimizers.values(), args, with_actor) for with_actor in (False, True)]
-    if args.cuda_graphs:
-        updates = [CudaGraphModule(update_fn) for update_fn in updates]
+    updates = {}  # by whether actor and alpha are updated too
+    for with_actor in (False, True):
+        updates[with_actor] = partial(update, agent, *optimizers.values(), args, with_actor)
+        if args.cuda_graphs:
+            updates[with_actor] = CudaGraphModule(updates[with_actor])
 
     run.evaluate(agent.policy, envs)
     obs = run.reset(envs)
@@ -382,7 +398,9 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         metrics = {}
         while learning and run.updates < (run.global_step + 1 - args.learning_starts) * args.updates_per_step:
             run.updates += 1
-            metrics |= updates[run.updates % args.policy_frequency == 0](rb.sample(args.batch_size))
+            with_actor = run.updates % args.policy_frequency == 0
+            batch = rb.sample(args.batch_size)
+            metrics |= updates[with_actor](batch)
 
         # Step and store; an environment that ended is reset already, and its last observation is in the infos
         next_obs, rewards, terminations, truncations, infos = envs.step_wait()
@@ -395,7 +413,8 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 
         # Log, evaluate, save
         if learning and run.global_step % args.log_frequency == 0:
-            with torch.random.fork_rng([run.device] * rb.rows.is_cuda):  # a reading changes no random number
+            devices = [run.device] if run.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # a reading changes no random number
                 metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size))
         run.log_step(infos, metrics)
         if run.evaluate(agent.policy, envs):

@@ -135,13 +135,14 @@ class Args:
     """how the actor's output becomes an action: onto the cuboid (tanh) or onto the sphere (normalize)"""
 
 
-def conflicts(args: Args) -> list[tuple[bool, str]]:
+def conflicts(args: Args) -> list:
     """What can be wrong between arguments: whether it is, and what to say then."""
     stored = min(args.learning_starts * args.num_envs, args.buffer_size)
+    no_cuda = args.device == "cpu" or not torch.cuda.is_available()
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
         (args.batch_size > stored, f"--batch-size is more than the {stored} transitions of the first update"),
-        (args.cuda_graphs and (args.device == "cpu" or not torch.cuda.is_available()), "--cuda-graphs needs CUDA"),
+        (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
     ]
 
 
@@ -158,46 +159,53 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """The last `capacity` transitions, as rows of one tensor: a step is stored by one copy, a batch is one gather."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+    def __init__(self, capacity, obs_dim, action_dim, device):
         self.columns = [obs_dim, obs_dim, action_dim, 1, 1]
-        gib, cuda = 4 * capacity * sum(self.columns) / 2**30, device.type == "cuda"
-        free = (torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available) / 2**30
+        gib = 4 * capacity * sum(self.columns) / 2**30
+        free = psutil.virtual_memory().available / 2**30
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0] / 2**30
         log(f"replay buffer: {capacity:,} transitions take {gib:.2f} GiB of {free:.1f} free ({device})")
+        too_large = "the replay buffer does not fit into memory; lower --buffer-size"
+        if gib > free:
+            fail(too_large)
         try:
-            self.rows = torch.empty(capacity if gib < free else 2**60, sum(self.columns), device=device)
-        except RuntimeError:
-            fail("the replay buffer does not fit into memory; lower --buffer-size")
-        self.position = self.size = 0
+            self.rows = torch.empty(capacity, sum(self.columns), device=device)
+        except RuntimeError:  # a limit on the process, such as ulimit's
+            fail(too_large)
+        self.position = 0
+        self.size = 0
 
-    def add(self, observations, next_observations, actions, rewards, terminations) -> None:
+    def add(self, observations, next_observations, actions, rewards, terminations):
         """Stores a step, arrays [n, dim] or [n], n <= capacity, over the oldest transitions."""
-        rows = [observations, next_observations, actions, rewards[:, None], terminations[:, None]]
-        rows = torch.from_numpy(np.concatenate(rows, axis=1, dtype=np.float32)).to(self.rows.device)
-        room = len(self.rows) - self.position
-        self.rows[self.position : self.position + len(rows)] = rows[:room]
-        self.rows[: max(0, len(rows) - room)] = rows[room:]
-        self.position = (self.position + len(rows)) % len(self.rows)
+        rows = np.column_stack([observations, next_observations, actions, rewards, terminations])
+        rows = torch.as_tensor(rows, dtype=torch.float32, device=self.rows.device)
+        end = self.position + len(rows)
+        index = torch.arange(self.position, end, device=self.rows.device) % len(self.rows)
+        self.rows[index] = rows
+        self.position = end % len(self.rows)
         self.size = min(self.size + len(rows), len(self.rows))
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size) -> Batch:
         """Draws a batch uniformly, with replacement."""
         index = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.size
-        observations, next_observations, actions, rewards, terminations = self.rows[index].split(self.columns, dim=1)
-        return Batch(observations, next_observations, actions, rewards.squeeze(1), terminations.squeeze(1))
+        *vectors, rewards, terminations = self.rows[index].split(self.columns, dim=1)
+        return Batch(*vectors, rewards.squeeze(1), terminations.squeeze(1))
 
     def state_dict(self) -> dict:
         # On the CPU this copies nothing. torch.save writes all that a slice is part of, and an array isn't a slice.
         return {"rows": torch.from_numpy(self.rows[: self.size].cpu().numpy()), "position": self.position}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.size, self.position = len(state["rows"]), state["position"]
+    def load_state_dict(self, state):
+        self.size = len(state["rows"])
+        self.position = state["position"]
         self.rows[: self.size] = state["rows"]
 
 
 class QNetwork(nn.Module):
     """Critic."""
 
-    def __init__(self, obs_dim: int, action_dim: int):
+    def __init__(self, obs_dim, action_dim):
         super().__init__()
         self.fc1 = nn.Linear(obs_dim + action_dim, 256)
         self.fc2 = nn.Linear(256, 256)
@@ -214,7 +222,7 @@ class QNetwork(nn.Module):
 class Actor(nn.Module):
     """Deterministic policy, in [-1, 1] per dimension."""
 
-    def __init__(self, obs_dim: int, action_dim: int, action_projection: str):
+    def __init__(self, obs_dim, action_dim, action_projection):
         super().__init__()
         self.fc1 = nn.Linear(obs_dim, 256)
         self.fc2 = nn.Linear(256, 256)
@@ -233,7 +241,7 @@ class Actor(nn.Module):
 class Agent(nn.Module):
     """Actor, twin critics and their target networks, in one state_dict."""
 
-    def __init__(self, obs_dim: int, action_dim: int, args: Args):
+    def __init__(self, obs_dim, action_dim, args: Args):
         super().__init__()
         self.actor = Actor(obs_dim, action_dim, args.action_projection)
         self.qf1 = QNetwork(obs_dim, action_dim)
@@ -243,7 +251,7 @@ class Agent(nn.Module):
         self.qf2_target = copy.deepcopy(self.qf2).requires_grad_(False)
         self.exploration_noise = args.exploration_noise
 
-    def critic_parameters(self) -> list[nn.Parameter]:
+    def critic_parameters(self) -> list:
         return [*self.qf1.parameters(), *self.qf2.parameters()]
 
     @torch.no_grad()
@@ -267,25 +275,27 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     next_actions = agent.target_actor(batch.next_observations)
     noise = (torch.randn_like(next_actions) * args.policy_noise).clamp(-args.noise_clip, args.noise_clip)
     next_actions = (next_actions + noise).clamp(-1, 1)
-    next_q = torch.min(
-        agent.qf1_target(batch.next_observations, next_actions), agent.qf2_target(batch.next_observations, next_actions)
-    )
+    qf1_next = agent.qf1_target(batch.next_observations, next_actions)
+    qf2_next = agent.qf2_target(batch.next_observations, next_actions)
+    next_q = torch.min(qf1_next, qf2_next)
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
-def pathway_diagnostics(agent: Agent, batch: Batch) -> dict[str, Tensor]:
+def pathway_diagnostics(agent: Agent, batch: Batch) -> dict:
     """Two numbers from one batch: is the policy saturated, and how steep is Q where it acts?"""
-    actions = agent.actor(batch.observations).detach().requires_grad_()
+    actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
-    stages = {"diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean()}
-    stages["diagnostics/action_gradient"] = gradient.norm(dim=1).mean()
+    stages = {
+        "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
+        "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
+    }
     return stages
 
 
 # ---------------------------------------------------------------------------------------------------------- update
 
 
-def update_critics(agent: Agent, q_optimizer, batch: Batch, args: Args) -> dict[str, Tensor]:
+def update_critics(agent, q_optimizer, batch, args) -> dict:
     """One step of both critics towards the TD target (arXiv 1802.09477, Algorithm 1). Returns what to log."""
     next_q_value = td_target(agent, batch, args)
     qf1_values = agent.qf1(batch.observations, batch.actions)
@@ -295,58 +305,62 @@ def update_critics(agent: Agent, q_optimizer, batch: Batch, args: Args) -> dict[
     qf_loss = qf1_loss + qf2_loss
     q_optimizer.zero_grad()
     qf_loss.backward()
-    grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in agent.critic_parameters()])
+    grad_norm = nn.utils.get_total_norm(parameter.grad for parameter in agent.critic_parameters())
     q_optimizer.step()
     return {
-        "losses/qf1_values": qf1_values.detach().mean(),
-        "losses/qf2_values": qf2_values.detach().mean(),
-        "losses/qf1_loss": qf1_loss.detach(),
-        "losses/qf2_loss": qf2_loss.detach(),
-        "losses/qf_loss": qf_loss.detach() / 2,
+        "losses/qf1_values": qf1_values.mean(),
+        "losses/qf2_values": qf2_values.mean(),
+        "losses/qf1_loss": qf1_loss,
+        "losses/qf2_loss": qf2_loss,
+        "losses/qf_loss": qf_loss / 2,
         "diagnostics/critic_grad_norm": grad_norm,
         "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
 
 
-def update_actor(agent: Agent, actor_optimizer, batch: Batch) -> dict[str, Tensor]:
+def update_actor(agent, actor_optimizer, batch) -> dict:
     """One step of the actor up the first critic (the same algorithm's deterministic policy gradient)."""
     actor_loss = -agent.qf1(batch.observations, agent.actor(batch.observations)).mean()
     actor_optimizer.zero_grad()
     # Only for the actor: a plain backward() would also compute the critic's gradients, to throw them away.
     actor_loss.backward(inputs=list(agent.actor.parameters()))
     actor_optimizer.step()
-    return {"losses/actor_loss": actor_loss.detach()}
+    return {"losses/actor_loss": actor_loss}
 
 
 @torch.no_grad()
-def update_targets(agent: Agent, tau: float) -> None:
+def update_targets(agent, tau):
     """Moves every target parameter by tau towards its network's."""
     targets = [*agent.target_actor.parameters(), *agent.qf1_target.parameters(), *agent.qf2_target.parameters()]
-    # target.lerp_(parameter, tau) for each pair, in one call
-    torch._foreach_lerp_(targets, [*agent.actor.parameters(), *agent.critic_parameters()], tau)
+    parameters = [*agent.actor.parameters(), *agent.critic_parameters()]
+    torch._foreach_lerp_(targets, parameters, tau)  # target.lerp_(parameter, tau) for each pair, in one call
 
 
-def update(agent: Agent, q_optimizer, actor_optimizer, args: Args, with_actor: bool, batch: Batch):
+def update(agent, q_optimizer, actor_optimizer, args, with_actor, batch):
     """One update of the critics and, if asked, of the actor and the targets, on tensors alone. Returns what to log."""
     metrics = update_critics(agent, q_optimizer, batch, args)
     if with_actor:
         metrics |= update_actor(agent, actor_optimizer, batch)
         update_targets(agent, args.tau)
-    return metrics
+    return {name: value.detach() for name, value in metrics.items()}
 
 
-def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
+def train(args: Args, run: "Run", envs) -> int:
     """Trains up to --total-timesteps or a signal; returns the exit status."""
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    obs_dim = envs.single_observation_space.shape[0]
+    action_dim = envs.single_action_space.shape[0]
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, action_dim, args).to(run.device)
     adam = partial(optim.Adam, lr=args.learning_rate, fused=True, capturable=args.cuda_graphs)
-    q_optimizer, actor_optimizer = adam(agent.critic_parameters()), adam(agent.actor.parameters())
+    q_optimizer = adam(agent.critic_parameters())
+    actor_optimizer = adam(agent.actor.parameters())
     rb = ReplayBuffer(args.buffer_size, obs_dim, action_dim, run.device)
     run.restore(agent=agent, q_optimizer=q_optimizer, actor_optimizer=actor_optimizer, rb=rb)
-    updates = [partial(update, agent, q_optimizer, actor_optimizer, args, with_actor) for with_actor in (False, True)]
-    if args.cuda_graphs:
-        updates = [CudaGraphModule(update_fn) for update_fn in updates]
+    updates = {}  # by whether the actor is updated too
+    for with_actor in (False, True):
+        updates[with_actor] = partial(update, agent, q_optimizer, actor_optimizer, args, with_actor)
+        if args.cuda_graphs:
+            updates[with_actor] = CudaGraphModule(updates[with_actor])
 
     run.evaluate(agent.policy, envs)
     obs = run.reset(envs)
@@ -363,7 +377,9 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
         metrics = {}
         while learning and run.updates < (run.global_step + 1 - args.learning_starts) * args.updates_per_step:
             run.updates += 1
-            metrics |= updates[run.updates % args.policy_frequency == 0](rb.sample(args.batch_size))
+            with_actor = run.updates % args.policy_frequency == 0
+            batch = rb.sample(args.batch_size)
+            metrics |= updates[with_actor](batch)
 
         # Step and store; an environment that ended is reset already, and its last observation is in the infos
         next_obs, rewards, terminations, truncations, infos = envs.step_wait()
@@ -376,7 +392,8 @@ def train(args: Args, run: "Run", envs: gym.vector.VectorEnv) -> int:
 
         # Log, evaluate, save
         if learning and run.global_step % args.log_frequency == 0:
-            with torch.random.fork_rng([run.device] * rb.rows.is_cuda):  # a reading changes no random number
+            devices = [run.device] if run.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # a reading changes no random number
                 metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size))
         run.log_step(infos, metrics)
         if run.evaluate(agent.policy, envs):

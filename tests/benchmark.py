@@ -18,6 +18,7 @@ import importlib
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -29,6 +30,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -36,6 +38,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 OFF_POLICY = ["td3", "ams_td3", "sac", "ams_sac"]
@@ -67,43 +70,69 @@ class BenchmarkArgs:
 def make_port_update(obs_dim, action_dim, device, k=8, epsilon=0.2):
     """A function that makes AMS-TD3's next update, eager: states repeated K times, torch.linalg.qr per batch, unfused
     Adam, parameter-by-parameter averaging, one array a field in host memory."""
-    layers = [nn.Linear(obs_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, action_dim), nn.Tanh()]
-    actor = nn.Sequential(*layers).to(device)
-    layers = [nn.Linear(obs_dim + action_dim, 256), nn.LayerNorm(256), nn.ReLU(), nn.Linear(256, 256)]
-    qf1 = nn.Sequential(*layers, nn.LayerNorm(256), nn.ReLU(), nn.Linear(256, 1)).to(device)
+    actor = nn.Sequential(
+        nn.Linear(obs_dim, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, action_dim),
+        nn.Tanh(),
+    ).to(device)
+    qf1 = nn.Sequential(
+        nn.Linear(obs_dim + action_dim, 256),
+        nn.LayerNorm(256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.LayerNorm(256),
+        nn.ReLU(),
+        nn.Linear(256, 1),
+    ).to(device)
     qf2 = copy.deepcopy(qf1)
-    target_actor, qf1_target, qf2_target = (copy.deepcopy(net) for net in (actor, qf1, qf2))
+    networks = nn.ModuleList([actor, qf1, qf2])
+    targets = copy.deepcopy(networks)
     adam = partial(torch.optim.Adam, lr=3e-4, foreach=False, fused=False)
-    q_optimizer, actor_optimizer = adam([*qf1.parameters(), *qf2.parameters()]), adam(actor.parameters())
+    q_optimizer = adam([*qf1.parameters(), *qf2.parameters()])
+    actor_optimizer = adam(actor.parameters())
     shapes = [(obs_dim,), (obs_dim,), (action_dim,), (), ()]
     buffer = [np.random.rand(CAPACITY, *shape).astype(np.float32) for shape in shapes]
-    with_actor = itertools.cycle([False, True])
+    turns = itertools.cycle([False, True])
+
+    def make_directions():
+        frames = []
+        for _ in range(math.ceil(k / action_dim)):
+            normal = torch.randn(256, action_dim, min(k, action_dim), device=device)
+            q, r = torch.linalg.qr(normal)
+            signs = torch.diagonal(r, dim1=1, dim2=2).sign()
+            frames.append(q * signs.unsqueeze(1))
+        return torch.cat(frames, dim=2)[:, :, :k].transpose(1, 2)
+
+    @torch.no_grad()
+    def make_target(next_obs, rewards, dones):
+        target_actor, qf1_target, qf2_target = targets
+        centers = target_actor(next_obs).unsqueeze(1)
+        neighbors = (centers + epsilon * make_directions()).clamp(-1, 1)
+        states = next_obs.repeat_interleave(k, dim=0)
+        inputs = torch.cat([states, neighbors.reshape(256 * k, action_dim)], dim=1)
+        next_q = torch.min(qf1_target(inputs), qf2_target(inputs))
+        return rewards + 0.99 * (1 - dones) * next_q.view(256, k).mean(dim=1)
 
     def update():
         rows = np.random.randint(0, CAPACITY, 256)
-        obs, next_obs, actions, rewards, dones = (torch.as_tensor(field[rows], device=device) for field in buffer)
-        with torch.no_grad():
-            shape = 256, action_dim, min(k, action_dim)
-            frames = [torch.linalg.qr(torch.randn(shape, device=device)) for _ in range(-(-k // action_dim))]
-            signed = [q * torch.diagonal(r, dim1=1, dim2=2).sign().unsqueeze(1) for q, r in frames]
-            directions = torch.cat(signed, 2)[:, :, :k].transpose(1, 2)
-            neighbors = (target_actor(next_obs).unsqueeze(1) + epsilon * directions).clamp(-1, 1)
-            inputs = torch.cat([next_obs.repeat_interleave(k, 0), neighbors.reshape(256 * k, action_dim)], 1)
-            next_q = torch.min(qf1_target(inputs), qf2_target(inputs)).view(256, k).mean(1)
-            target = rewards + 0.99 * (1 - dones) * next_q
-        inputs = torch.cat([obs, actions], 1)
+        batch = [torch.as_tensor(field[rows], device=device) for field in buffer]
+        obs, next_obs, actions, rewards, dones = batch
+        target = make_target(next_obs, rewards, dones)
+        inputs = torch.cat([obs, actions], dim=1)
         loss = F.mse_loss(qf1(inputs).view(-1), target) + F.mse_loss(qf2(inputs).view(-1), target)
         q_optimizer.zero_grad()
         loss.backward()
         q_optimizer.step()
-        if next(with_actor):
-            actor_loss = -qf1(torch.cat([obs, actor(obs)], 1)).mean()
+        if next(turns):
+            actor_loss = -qf1(torch.cat([obs, actor(obs)], dim=1)).mean()
             actor_optimizer.zero_grad()
             actor_loss.backward()
             actor_optimizer.step()
-            for net, target_net in ((actor, target_actor), (qf1, qf1_target), (qf2, qf2_target)):
-                for parameter, target_parameter in zip(net.parameters(), target_net.parameters(), strict=True):
-                    target_parameter.data.copy_(0.005 * parameter.data + 0.995 * target_parameter.data)
+            for parameter, target in zip(networks.parameters(), targets.parameters(), strict=True):
+                target.data.copy_(0.005 * parameter.data + 0.995 * target.data)
 
     return update
 
@@ -126,46 +155,112 @@ def in_turns(candidates, turns):
 
 def script_args(module, args, **changes):
     known = {field.name for field in fields(module.Args)}
-    settings = {"env_id": args.env_id, "device": args.device, "cuda_graphs": args.cuda_graphs, **changes}
+    settings = {"env_id": args.env_id, "device": args.device, "cuda_graphs": args.cuda_graphs}
+    settings |= changes
     return module.Args(**{name: value for name, value in settings.items() if name in known})
+
+
+def make_optimizers(agent, script):
+    """Adam for each group of parameters, as the scripts' train() makes it but for the learning rate."""
+    groups = [agent.critic_parameters(), agent.actor.parameters()]
+    if hasattr(agent, "log_alpha"):
+        groups.append([agent.log_alpha])
+    return [torch.optim.Adam(group, lr=3e-4, fused=True, capturable=script.cuda_graphs) for group in groups]
 
 
 def make_update(module, args, obs_dim, action_dim, rows):
     """A function that makes the script's next update as its train() does, on `rows` of random transitions."""
-    script, device = script_args(module, args), torch.device(args.device)
+    script = script_args(module, args)
+    device = torch.device(args.device)
     agent = module.Agent(obs_dim, action_dim, script).to(device)
-    adam = partial(torch.optim.Adam, lr=3e-4, fused=True, capturable=args.cuda_graphs)
-    optimizers = [adam(agent.critic_parameters()), adam(agent.actor.parameters())]
-    optimizers += [adam([agent.log_alpha])] if hasattr(agent, "log_alpha") else []
+    optimizers = make_optimizers(agent, script)
     with contextlib.redirect_stdout(io.StringIO()):
         rb = module.ReplayBuffer(1, obs_dim, action_dim, device)
-    rb.rows, rb.size = rows, len(rows)
-    updates = [partial(module.update, agent, *optimizers, script, with_actor) for with_actor in (False, True)]
-    if args.cuda_graphs:
-        updates = [module.CudaGraphModule(update) for update in updates]
+    rb.rows = rows
+    rb.size = len(rows)
+    updates = []
+    for with_actor in (False, True):
+        updates.append(partial(module.update, agent, *optimizers, script, with_actor))
+        if args.cuda_graphs:
+            updates[-1] = module.CudaGraphModule(updates[-1])
     updates = itertools.cycle(updates)  # the default is an update of the actor for two of the critics
+    directions = []
 
     def update():
         draws = [rb.sample(script.batch_size)]
-        if hasattr(module, "sample_directions"):
-            size = script.batch_size, script.num_neighbors, action_dim
-            draws += [module.sample_directions(script.sampling, *size, device)]
+        if hasattr(script, "ntd"):
+            if not directions:
+                directions.extend(module.draw_directions(script, action_dim, device))
+            draws.append(directions.pop())
         next(updates)(*draws)
 
     return update
+
+
+@contextlib.contextmanager
+def meta_like_cuda():
+    """Inside, PyTorch goes on the meta device where it goes on a GPU: to fused Adam, and to one call for all norms."""
+    adam = importlib.import_module("torch.optim.adam")
+    norms = importlib.import_module("torch.nn.utils.clip_grad")
+    with patch.object(adam, "_device_dtype_check_for_fused"), patch.object(norms, "_has_foreach_support"):
+        yield
+
+
+class Counter(TorchDispatchMode):
+    """Counts PyTorch's operations; views cost nothing and are left out, as is what only a profiler sees."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "aten" and not func.is_view:
+            self.total += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(module, obs_dim, action_dim, **changes):
+    """Operations of an update that a GPU launches, without drawing the batch: {"critics": of an update of the critics,
+    "with actor": of one that updates the actor too}. Directions are drawn for many updates at once, and each counts its
+    part. Counted on the meta device, which a script treats as a GPU, and where nothing is computed."""
+    meta = torch.device("meta")
+    script = module.Args(**changes)
+    agent = module.Agent(obs_dim, action_dim, script).to(meta)
+    shapes = [(256, obs_dim), (256, obs_dim), (256, action_dim), (256,), (256,)]
+    draws = [module.Batch(*[torch.empty(shape, device=meta) for shape in shapes])]
+    drawing = 0
+    if hasattr(script, "ntd"):
+        with Counter() as counter:
+            drawn = module.draw_directions(script, action_dim, meta)
+        draws.append(drawn[0])
+        drawing = counter.total / len(drawn)
+    operations = {}
+    with meta_like_cuda():
+        optimizers = make_optimizers(agent, script)
+        module.update(agent, *optimizers, script, True, *draws)  # the first one also makes Adam's moments
+        for name, with_actor in (("critics", False), ("with actor", True)):
+            with Counter() as counter:
+                module.update(agent, *optimizers, script, with_actor, *draws)
+            operations[name] = counter.total + drawing
+    return operations
 
 
 def train(module, args, envs):
     """Runs the script's own train() with a clock at its joints: for STEPS steps, after as many of warming up, seconds
     [3] of a step, of updating while the environments simulate (never PPO), and of waiting for them after that. On a GPU
     a call that updates returns before it is done."""
-    changes = {"num_envs": NUM_ENVS, "total_timesteps": 2 * STEPS + 1, "learning_starts": 256 // NUM_ENVS + 1}
-    changes |= {"buffer_size": CAPACITY, "num_steps": STEPS, "num_minibatches": 1}
+    changes = {
+        "num_envs": NUM_ENVS,
+        "total_timesteps": 2 * STEPS + 1,
+        "learning_starts": 256 // NUM_ENVS + 1,
+        "buffer_size": CAPACITY,
+        "num_steps": STEPS,
+        "num_minibatches": 1,
+    }
     times = []  # four a step: actions are sent, waiting begins, waiting ends, the step is logged
 
     def clocked(function, before=False):
         def call(*given, **named):
-            times.extend([time.perf_counter()] * before)
+            if before:
+                times.append(time.perf_counter())
             result = function(*given, **named)
             times.append(time.perf_counter())
             return result
@@ -177,15 +272,19 @@ def train(module, args, envs):
         run = module.Run(script, torch.device(args.device), [])
         run.log_step = clocked(run.log_step)
         # Training is what is measured; there is no episode for a result.
-        run.evaluate, run.finish = lambda policy, envs: False, lambda agent: run.writer.close()
-        envs.step_async, envs.step_wait = clocked(envs.step_async), clocked(envs.step_wait, before=True)
+        run.evaluate = lambda policy, envs: False
+        run.finish = lambda agent: run.writer.close()
+        envs.step_async = clocked(envs.step_async)
+        envs.step_wait = clocked(envs.step_wait, before=True)
         try:
             module.train(script, run, envs)
         finally:
             del envs.step_async, envs.step_wait
     sent, begun, ended, logged = np.reshape(times, (-1, 4))[: 2 * STEPS].T
-    parts = logged[-1] - logged[-1 - STEPS], (begun - sent)[-STEPS:].sum(), (ended - begun)[-STEPS:].sum()
-    return np.array(parts) / STEPS
+    whole = logged[-1] - logged[-1 - STEPS]
+    updating = (begun - sent)[-STEPS:].sum()
+    waiting = (ended - begun)[-STEPS:].sum()
+    return np.array([whole, updating, waiting]) / STEPS
 
 
 def make_peers(env_id, device):
@@ -197,21 +296,35 @@ def make_peers(env_id, device):
 
     make_env = importlib.import_module("td3").make_env
     envs = SubprocVecEnv([partial(make_env, env_id)] * NUM_ENVS, start_method="fork")
-    settings = dict(learning_rate=3e-4, buffer_size=CAPACITY, learning_starts=256, batch_size=256, device=device)
-    settings |= dict(train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]})
-    noise = NormalActionNoise(np.zeros(envs.action_space.shape), np.full(envs.action_space.shape, 0.1))
-    models = {"sb3_td3": TD3("MlpPolicy", envs, policy_delay=2, action_noise=noise, **settings)}
-    models["sb3_sac"] = SAC("MlpPolicy", envs, **settings)
+    settings = {
+        "learning_rate": 3e-4,
+        "buffer_size": CAPACITY,
+        "learning_starts": 256,
+        "batch_size": 256,
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "policy_kwargs": {"net_arch": [256, 256]},
+        "device": device,
+    }
+    shape = envs.action_space.shape
+    noise = NormalActionNoise(np.zeros(shape), np.full(shape, 0.1))
+    models = {
+        "sb3_td3": TD3("MlpPolicy", envs, policy_delay=2, action_noise=noise, **settings),
+        "sb3_sac": SAC("MlpPolicy", envs, **settings),
+    }
 
     def learn(model):
         for _ in range(2):
-            updates, start = model._n_updates, now(device)
+            updates = model._n_updates
+            start = now(device)
             model.learn(NUM_ENVS * STEPS, reset_num_timesteps=False)  # it counts frames
-        if model._n_updates - updates != STEPS:
-            raise RuntimeError(f"Stable-Baselines3 made {model._n_updates - updates} updates in {STEPS} vector steps")
+        made = model._n_updates - updates
+        if made != STEPS:
+            raise RuntimeError(f"Stable-Baselines3 made {made} updates in {STEPS} vector steps")
         return (now(device) - start) / STEPS
 
-    return {name: partial(learn, model) for name, model in models.items()}, envs
+    candidates = {name: partial(learn, model) for name, model in models.items()}
+    return candidates, envs
 
 
 def simulate(envs):
@@ -225,11 +338,12 @@ def simulate(envs):
 
 def environment_step(module, env_id, steps=300):
     """Seconds of one environment's step in its worker: whole, and without what this project puts around it."""
-    whole, times = module.make_env(env_id), []
+    whole = module.make_env(env_id)
     whole.reset(seed=1)
     inner = whole.env.env  # without the statistics of episodes and Task
+    times = []
     for step in range(2 * steps):
-        env = inner if step % 2 else whole
+        env = whole if step % 2 == 0 else inner
         action = env.action_space.sample()
         start = time.perf_counter()
         _, _, terminated, truncated, _ = env.step(action)
@@ -264,6 +378,10 @@ def measure_updates(args, modules, obs_dim, action_dim, row):
     compare(row, "update", seconds, [("ams_td3", "port"), ("td3", "ams_td3"), ("sac", "ams_sac")])
     for name, values in seconds.items():
         row(f"update: {name}", 1e3 * statistics.median(values), "ms")
+    for name in OFF_POLICY:
+        operations = count_operations(modules[name], obs_dim, action_dim)
+        note = f"{operations['with actor']:.1f} with the actor"
+        row(f"update: {name}, launches on a GPU", operations["critics"], "", note)
 
 
 def measure_training(args, modules, envs, row):
@@ -272,23 +390,32 @@ def measure_training(args, modules, envs, row):
     seconds = {name: [turn[0] for turn in turns] for name, turns in parts.items()}
     compare(row, "training", seconds, [("td3", "ams_td3"), ("sac", "ams_sac")])
     for name, turns in parts.items():
-        shares = np.median([turn / turn[0] for turn in turns], axis=0)[1:]
-        note = "updating while they simulate {:.0%}, waiting {:.0%}".format(*shares) if len(shares) else ""
+        note = ""
+        if name in modules:
+            _, updating, waiting = np.median([turn / turn[0] for turn in turns], axis=0)
+            note = f"updating while they simulate {updating:.0%}, waiting {waiting:.0%}"
         row(f"training: {name}", 1 / statistics.median(seconds[name]), "steps/s", note)
 
 
 def measure_peers(args, modules, envs, row):
     candidates, their_envs = make_peers(args.env_id, args.device)
-    candidates |= {name: lambda name=name: train(modules[name], args, envs)[0] for name in OFF_POLICY}
+    names = [*candidates, *OFF_POLICY]
 
-    def with_threads(name, threads):
+    def step_seconds(name, threads):
         torch.set_num_threads(threads)
-        return candidates[name]()
+        if name in candidates:
+            return candidates[name]()
+        return train(modules[name], args, envs)[0]
 
-    cases = {case: partial(with_threads, *case) for case in itertools.product(candidates, range(1, args.threads + 1))}
-    first = {case: seconds for case, (seconds,) in in_turns(cases, 1).items()}
-    best = {name: min(first[case] for case in cases if case[0] == name) for name in candidates}
-    cases = {case: call for case, call in cases.items() if first[case] < 2 * best[case[0]]}  # the others are hopeless
+    counts = range(1, args.threads + 1)
+    cases = {}
+    for name, threads in itertools.product(names, counts):
+        cases[name, threads] = partial(step_seconds, name, threads)
+    first = in_turns(cases, 1)
+    for name, threads in first:
+        fastest = min(first[name, count][0] for count in counts)
+        if first[name, threads][0] > 2 * fastest:
+            del cases[name, threads]  # hopeless
     seconds = in_turns(cases, args.step_turns)
     best = {}
     for (name, _), values in seconds.items():
@@ -299,27 +426,47 @@ def measure_peers(args, modules, envs, row):
     their_envs.close()
 
 
+def check(args):
+    """Ends the program with one line if an argument can't be right."""
+    no_cuda = args.device == "cuda" and not torch.cuda.is_available()
+    no_graphs = args.cuda_graphs and args.device != "cuda"
+    no_folder = not Path(args.output).absolute().parent.is_dir()
+    no_peers = args.peers and not find_spec("stable_baselines3")
+    install = "pip install --no-deps stable-baselines3==2.9.2"
+    rules = [
+        (no_cuda, "--device cuda: PyTorch finds no CUDA device here"),
+        (no_graphs, "--cuda-graphs needs --device cuda"),
+        (min(args.threads, args.turns, args.step_turns) < 1, "--threads, --turns and --step-turns must be positive"),
+        (no_folder, f"--output {args.output}: there is no such folder"),
+        (no_peers, f"--peers needs Stable-Baselines3: {install}"),
+    ]
+    for wrong, message in rules:
+        if wrong:
+            sys.exit(f"benchmark.py: error: {message}")
+
+
+def cpu_name():
+    """The processor's name, as Linux or Python gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(": ")[1]
+    return platform.processor()
+
+
 def main():
     args = tyro.cli(BenchmarkArgs, description=__doc__)
     os.environ["MUJOCO_GL"] = "disable"
-    install = "pip install --no-deps stable-baselines3==2.9.2"
-    for wrong, message in [
-        (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
-        (args.cuda_graphs and args.device != "cuda", "--cuda-graphs needs --device cuda"),
-        (min(args.threads, args.turns, args.step_turns) < 1, "--threads, --turns and --step-turns must be positive"),
-        (not Path(args.output).absolute().parent.is_dir(), f"--output {args.output}: there is no such folder"),
-        (args.peers and not find_spec("stable_baselines3"), f"--peers needs Stable-Baselines3: {install}"),
-    ]:
-        if wrong:
-            sys.exit(f"benchmark.py: error: {message}")
+    check(args)
     modules = {name: importlib.import_module(name) for name in [*OFF_POLICY, "ppo"]}
     ams = modules["ams_td3"]
     envs = ams.WorkerEnvs(ams.Args(env_id=args.env_id, num_envs=NUM_ENVS))
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    obs_dim = envs.single_observation_space.shape[0]
+    action_dim = envs.single_action_space.shape[0]
     torch.set_num_threads(args.threads)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
-    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    cpu = next((line.split(": ")[1] for line in info.splitlines() if "model name" in line), platform.processor())
+    cpu = cpu_name()
     numbers = {"args": vars(args), "torch": torch.__version__, "cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
     print(f"{args.env_id} on {gpu or 'the CPU'}; {os.cpu_count()} cores of {cpu}")
 
