@@ -826,7 +826,12 @@ def play(args: Args, device: torch.device, stop: list[int]) -> int:
     with contextlib.closing(envs):
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
         agent.load_state_dict(saved["agent"])
-        result = evaluate(agent.policy, envs, args.seed, args.eval_episodes, device, stop)
+        try:
+            result = evaluate(agent.policy, envs, args.seed, args.eval_episodes, device, stop)
+        except ChildProcessError as error:
+            if film:
+                fail(f"no video: {error}; if OpenGL is missing: apt install libegl1 libgl1-mesa-dri", 1)
+            raise
     if result is None:
         return 128 + stop[0]
     returns, lengths = result
