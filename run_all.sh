@@ -95,8 +95,7 @@ wanted() { # VALUE LIST: whether the list has the value, or nothing
 }
 
 add() { # TASK SEED SCRIPT SUFFIX [FLAG ...]: one run, if the filters leave it in and it is not there yet
-  local name=$1__$3${4}__$2
-  local default=${length[$1]:-500000}
+  local name=$1__$3${4}__$2 default=${length[$1]:-500000}
   known+=("$1" "$2" "$3")
   if ! wanted "$1" "${option[--tasks]}" || ! wanted "$2" "${option[--seeds]}" ||
     ! wanted "$3" "${option[--algorithms]}" || [[ " ${names[*]} " == *" $name "* ]]; then
@@ -275,12 +274,12 @@ stop() { # SIGNAL: the runs save and end; a second Ctrl-C ends them at once
   fi
   stopping=$1
   say "SIG$1: the runs save their checkpoints"
+  sleep 1 # a run that is being started loses a signal that comes before its program does
   kill -TERM "${pids[@]}" 2>/dev/null
 }
-# A signal that is ignored from the start, as SIGHUP under nohup, stays so, here and in the runs.
 trap "stop INT" INT
 trap "stop TERM" TERM
-trap "stop HUP" HUP
+trap "stop HUP" HUP # under nohup it stays ignored, here and in the runs
 trap "stop USR1" USR1
 trap "" PIPE # of a `| tee` that Ctrl-C ends
 
@@ -301,6 +300,7 @@ start() { # SLOT INDEX: trains a run in the background, if it is not complete
   pids[$1]=$!
   training[$1]=$2
   if [[ -n $stopping ]]; then # the signal came a moment ago
+    sleep 1
     kill -TERM "${pids[@]}" 2>/dev/null
   fi
 }
