@@ -1,140 +1,350 @@
 #!/usr/bin/env bash
-# For Slurm, where an array task trains one run; sbatch's own arguments win. USR1 comes three minutes before the end.
+# Trains every run behind the paper's tables and figures: bash run_all.sh --help
+# Slurm: an array's task trains one run; sbatch's arguments win; USR1 comes 3 minutes before the end.
 #SBATCH --job-name=ams --requeue --open-mode=append --signal=B:USR1@180
 #SBATCH --gres=gpu:1 --cpus-per-task=9 --mem=16G --time=08:00:00
-# shellcheck disable=SC2009,SC2016,SC2064,SC2317 # pgrep counts zombies; xargs calls train; traps expand where they are set
-usage="bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]; the same command goes on where it was
-Suites: table2 table3 (the default), sampling, controls (is it NTD, the LayerNorm or the missing noise?), smoke
-  --tasks, --algorithms, --seeds LIST    only these, separated by commas; an algorithm is a script's name
-  --list, --status    print the commands, to be pasted in the project's folder; print how far the runs are
+
+usage() { # ends the program
+  cat <<'TEXT'
+Train, or go on: bash run_all.sh [SUITE ...] [OPTION ...] [-- ARGUMENTS FOR EVERY SCRIPT]
+Suites: table2 table3 (default), sampling, controls (NTD, LayerNorm or the missing noise?), smoke
+  --tasks LIST        only these tasks, separated by commas
+  --algorithms LIST   only these scripts, such as td3,ams_td3
+  --seeds LIST        only these seeds
+  --list              print the commands, to be pasted in the project's folder
+  --status            print how far the runs are, and why some failed
   --jobs N            runs at once (default: one for 9 cores, at most 4 on a GPU)
   --gpus LIST         GPUs to use in turn (default: CUDA_VISIBLE_DEVICES, or all)
-Environment: PYTHON, the interpreter (default: python); OMP_NUM_THREADS, threads of a run's learner (default: 1)"
-die() { echo "run_all.sh: error: $1" >&2 && exit 2; } # up to the next line in syntax that bash 3.2 and dash read too
-case ${BASH_VERSION:-0.} in [0-3].* | 4.[0-3].*) die "needs bash 4.4 or newer; macOS: brew install bash" ;; esac
+Environment: PYTHON, the interpreter (default: python); OMP_NUM_THREADS, a learner's threads (1)
+TEXT
+  exit
+}
+
+die() { # MESSAGE
+  echo "run_all.sh: error: $1" >&2
+  exit 2
+}
+
+# Older ones take an empty array for an unset variable. The syntax up to here is one that bash 3.2 and dash read too.
+case ${BASH_VERSION:-0.} in
+[0-3].* | 4.[0-3].*) die "needs bash 4.4 or newer; macOS: brew install bash" ;;
+esac
 set -u
-suites="" mode=run jobs="" gpus="" tasks="" algorithms="" seeds=""
-while (($#)) && [[ $1 != -- ]]; do
-  [[ $1 == --?*=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
+
+# ------------------------------------------------------------------------------------------------- arguments
+suites=()
+extra=() # what is behind --
+mode=train
+declare -A option=([--tasks]="" [--algorithms]="" [--seeds]="" [--jobs]="" [--gpus]="")
+while (($# > 0)); do
+  if [[ $1 == --?*=* ]]; then
+    set -- "${1%%=*}" "${1#*=}" "${@:2}"
+  fi
   case $1 in
-  table2 | table3 | sampling | controls | smoke) suites+=" $1" ;;
+  table2 | table3 | sampling | controls | smoke) suites+=("$1") ;;
   --list | --status) mode=${1#--} ;;
-  -h | --help) exec echo "$usage" ;;
   --tasks | --algorithms | --seeds | --jobs | --gpus)
     [[ ${2:-} == [!-]* ]] || die "$1 needs a value"
-    printf -v "${1#--}" %s "${2//,/ }" && shift ;;
+    option[$1]=${2//,/ }
+    shift
+    ;;
+  -h | --help) usage ;;
+  --)
+    extra=("${@:2}")
+    break
+    ;;
   *) die "$1 is unknown; known: table2 table3 sampling controls smoke, and the options that --help lists" ;;
   esac
   shift
 done
+if ((${#suites[@]} == 0)); then
+  suites=(table2 table3)
+fi
+jobs=${option[--jobs]}
 [[ $jobs =~ ^([1-9][0-9]{0,3})?$ ]] || die "--jobs needs a positive number, not $jobs"
-suites=${suites:- table2 table3} extra=("${@:2}") python=${PYTHON:-python} index=${SLURM_ARRAY_TASK_ID:-}
-[[ " ${extra[*]//_/-} " =~ \ --(env-id|exp-name|seed|run-dir|(no-)?(resume|overwrite)|evaluate)[\ =] ]] &&
+chosen="env-id|exp-name|seed|run-dir|resume|no-resume|overwrite|no-overwrite|evaluate"
+if [[ " ${extra[*]//_/-} " =~ \ --($chosen)[\ =] ]]; then
   die "--${BASH_REMATCH[1]} can't be given behind --, because run_all.sh chooses the run and its directory"
-project=$(dirname "$0") && [[ -f $project/td3.py ]] || project=${SLURM_SUBMIT_DIR:-$project} # Slurm runs a copy of this
-{ CDPATH="" cd -- "$project" && [[ -f td3.py ]]; } || die "no td3.py beside run_all.sh, nor where sbatch was called"
-declare -A budget=([dog-run]=1000000 [humanoid-run]=1000000 [walker-walk]=1100) # steps; the other tasks: 500,000
-runs=() known="" # a run is "NAME STEPS COMMAND"
-add() { # SEEDS TASKS VARIANT[:FLAG ...] ...: adds each run that the filters leave in, once
-  for seed in $1; do for task in $2; do for variant in "${@:3}"; do
-    IFS=:= read -ra words <<<"${variant//:/:--}"
-    [[ ${words[0]} =~ ^(ams_)?[a-z]+3? ]] && script=${BASH_REMATCH[0]} name=${task}__${words[0]}__$seed
-    known+=" $task $script $seed "
-    [[ " ${tasks:-$task} " == *" $task "* && " ${algorithms:-$script} " == *" $script "* &&
-      " ${seeds:-$seed} " == *" $seed "* && " ${runs[*]}" != *" $name "* ]] || continue
-    printf -v command "%q " "$python" "$script.py" --env-id "$task" --exp-name "${words[0]}" --seed "$seed" \
-      --total-timesteps "${budget[$task]:-500000}" "${words[@]:1}" --resume "${extra[@]}"
-    [[ $command =~ .*\ --total[-_]timesteps[\ =]([0-9_]+) ]] # the last one wins
-    runs+=("$name ${BASH_REMATCH[1]} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ${command% }")
-  done; done; done
+fi
+budget=""
+if [[ " ${extra[*]}" =~ .*\ --total[-_]timesteps[\ =]([0-9_]+) ]]; then # the last one, which wins
+  budget=${BASH_REMATCH[1]//_/}
+fi
+
+python=${PYTHON:-python}
+found=$(command -v "$python")
+if [[ $found == */* && $found != /* ]]; then
+  python=$PWD/$found # before the folder changes
+fi
+project=$(dirname "$0")
+if [[ ! -f $project/td3.py ]]; then
+  project=${SLURM_SUBMIT_DIR:-$project} # Slurm runs a copy of this file
+fi
+CDPATH="" cd -- "$project" || exit 2
+[[ -f td3.py ]] || die "no td3.py beside run_all.sh, nor where sbatch was called"
+
+# -------------------------------------------------------------------------------------------------- the runs
+declare -A length=([dog-run]=1000000 [humanoid-run]=1000000 [walker-walk]=1100) # else 500,000 steps
+names=()     # of the runs, their directories and logs: TASK__VARIANT__SEED
+arguments=() # a run's script and its arguments
+steps=()     # how long it is
+known=()     # tasks, scripts and seeds of the suites, whether filtered or not
+
+wanted() { # VALUE LIST: whether the list has the value, or nothing
+  [[ -z $2 || " $2 " == *" $1 "* ]]
 }
-few="0 42 123" parts=({td3,sac} ams_{td3,sac}{,_no_ntd:no-ntd,_no_layer_norm:no-layer-norm})
-for suite in $suites; do # seed by seed, so that there is a whole table early
-  case $suite in
-  table2) add "0 10 42 77 123" "cheetah-run humanoid-run quadruped-walk quadruped-run dog-stand dog-walk dog-trot \
-    dog-run h1-sit h1-slide h1-walk h1-run" ppo {,ams_}{td3,sac} ;;
-  table3) add "$few" quadruped-run "${parts[@]}" ams_td3_eps0.{4:epsilon=0.4,6:epsilon=0.6,8:epsilon=0.8} \
-    ams_td3_k{4:num-neighbors=4,6:num-neighbors=6,10:num-neighbors=10} ;;
-  sampling) add "$few" "quadruped-run dog-run" ams_td3{,_antithetic:sampling=antithetic,_gaussian:sampling=gaussian} ;;
-  controls) add "$few" "dog-stand dog-run quadruped-run" "${parts[@]}" ams_{td3,sac}_point:num-neighbors=1:epsilon=0 ;;
-  smoke) add 0 walker-walk {ppo,{,ams_}{td3,sac}:learning-starts=1000:batch-size=64}:num-envs=2:eval-episodes=1 ;;
+
+add() { # TASK SEED SCRIPT SUFFIX [FLAG ...]: one run, if the filters leave it in and it is not there yet
+  local name=$1__$3${4}__$2 default=${length[$1]:-500000}
+  known+=("$1" "$2" "$3")
+  if ! wanted "$1" "${option[--tasks]}" || ! wanted "$2" "${option[--seeds]}" ||
+    ! wanted "$3" "${option[--algorithms]}" || [[ " ${names[*]} " == *" $name "* ]]; then
+    return
+  fi
+  names+=("$name")
+  arguments+=("$3.py --env-id $1 --exp-name $3$4 --seed $2 --total-timesteps $default ${*:5} --resume")
+  steps+=("${budget:-$default}")
+}
+
+add_parts() { # TASK SEED: TD3 and SAC, AMS on them, and AMS without one of its parts
+  local script
+  add "$1" "$2" td3 ""
+  add "$1" "$2" sac ""
+  for script in ams_td3 ams_sac; do
+    add "$1" "$2" "$script" ""
+    add "$1" "$2" "$script" _no_ntd --no-ntd
+    add "$1" "$2" "$script" _no_layer_norm --no-layer-norm
+  done
+}
+
+# The suites go seed by seed, so that there is a whole table early.
+table2() {
+  local seed task script
+  for seed in 0 10 42 77 123; do
+    for task in cheetah-run humanoid-run quadruped-walk quadruped-run dog-stand dog-walk dog-trot dog-run \
+      h1-sit h1-slide h1-walk h1-run; do
+      for script in ppo td3 sac ams_td3 ams_sac; do
+        add "$task" "$seed" "$script" ""
+      done
+    done
+  done
+}
+
+table3() {
+  local seed value
+  for seed in 0 42 123; do
+    add_parts quadruped-run "$seed"
+    for value in 0.4 0.6 0.8; do
+      add quadruped-run "$seed" ams_td3 "_eps$value" --epsilon "$value"
+    done
+    for value in 4 6 10; do
+      add quadruped-run "$seed" ams_td3 "_k$value" --num-neighbors "$value"
+    done
+  done
+}
+
+sampling() {
+  local seed task
+  for seed in 0 42 123; do
+    for task in quadruped-run dog-run; do
+      add "$task" "$seed" ams_td3 ""
+      add "$task" "$seed" ams_td3 _antithetic --sampling antithetic
+      add "$task" "$seed" ams_td3 _gaussian --sampling gaussian
+    done
+  done
+}
+
+controls() {
+  local seed task
+  for seed in 0 42 123; do
+    for task in dog-stand dog-run quadruped-run; do
+      add_parts "$task" "$seed"
+      add "$task" "$seed" ams_td3 _point --num-neighbors 1 --epsilon 0
+      add "$task" "$seed" ams_sac _point --num-neighbors 1 --epsilon 0
+    done
+  done
+}
+
+smoke() {
+  local script
+  add walker-walk 0 ppo "" --num-envs 2 --eval-episodes 1
+  for script in td3 sac ams_td3 ams_sac; do
+    add walker-walk 0 "$script" "" --learning-starts 1000 --batch-size 64 --num-envs 2 --eval-episodes 1
+  done
+}
+
+set_command() { # INDEX: sets `command` to the words of a run's command, and `line` to what a shell reads as such
+  read -r -a command <<<"${arguments[$1]}"
+  command=("$python" "${command[@]}" "${extra[@]}")
+  printf -v line "%q " "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" "${command[@]}"
+  line=${line% }
+}
+
+for suite in "${suites[@]}"; do
+  "$suite"
+done
+for value in ${option[--tasks]} ${option[--algorithms]} ${option[--seeds]}; do
+  wanted "$value" "${known[*]}" || die "$value is in no run of ${suites[*]}; --list shows what there is"
+done
+((${#names[@]} > 0)) || die "--tasks, --algorithms and --seeds leave no run of ${suites[*]}"
+if [[ $mode == list ]]; then
+  for index in "${!names[@]}"; do
+    set_command "$index"
+    echo "$line"
+  done
+  exit
+fi
+
+# --------------------------------------------------------------------------------------------- how far they are
+say() { # TEXT: to a terminal that may be closed, or a pipe that nobody reads any more
+  echo "$1" 2>/dev/null
+}
+
+set_state() { # INDEX: sets `state` to a word for what has become of a run, and `detail`
+  local folder=runs/${names[$1]} complete said
+  complete=$(sed -n 's/^  "global_step": \([0-9]*\).*/\1/p' "$folder/result.json" 2>/dev/null) # how many steps
+  said=$(tail -n 2 "$folder.log" 2>/dev/null)
+  detail=${names[$1]%__*}
+  if [[ $said =~ failed,\ exit\ status\ [0-9]+$ && $folder.log -nt $folder/result.json ]]; then
+    state=failed
+    detail="$folder.log: ${said/$'\n'/: }"
+  elif ((complete >= steps[$1])); then
+    state="done"
+  elif [[ ! -d $folder ]]; then
+    state=missing
+  else
+    state=running # or killed less than ten minutes ago
+    if [[ -n $complete || $said =~ stopped,\ exit\ status\ [0-9]+$ || -z $(find "$folder" -mmin -10) ]]; then
+      state=unfinished
+    fi
+    said=$(tail -n 1 "$folder/evaluations.csv" 2>/dev/null)
+    detail="${names[$1]}: evaluated up to step ${said%%,*} of ${steps[$1]}"
+  fi
+}
+
+tell() { # INDEX ...: prints how far the runs are; sets `status` to what the sweep ends with
+  local lines=() states=() index state detail
+  for index in "$@"; do
+    set_state "$index"
+    states+=("$state")
+    lines+=("$state $detail")
+  done
+  say "$(printf "%s\n" "${lines[@]}" | sort | uniq -c)"
+  say "$# runs:$(printf "%s\n" "${states[@]}" | sort | uniq -c | tr -s " \n" " ")"
+  case " ${states[*]} " in
+  *" failed "* | *" missing "* | *" unfinished "*) status=1 ;;
+  *" running "*) status=75 ;;
+  *) status=0 ;;
   esac
-done
-for value in $tasks $algorithms $seeds; do
-  [[ $known == *" $value "* ]] || die "$value is in no run of$suites; --list shows what there is"
-done
-((${#runs[@]})) || die "--tasks, --algorithms and --seeds leave no run of$suites"
-[[ $mode == list ]] && printf "%s\n" "${runs[@]#* * }" && exit
-"$python" -c "import tyro" 2>/dev/null || die "$python can't import tyro; activate the environment, or set PYTHON"
-
-tell=' # How far the runs are, and why some failed. Exit status: 0 all are done, 75 the others are running, 1 otherwise.
-import collections, fcntl, json, pathlib, sys
-counts, total = collections.Counter(), collections.Counter()
-for name, steps, *_ in map(str.split, sys.argv[1:]):
-    result, log = pathlib.Path("runs", name, "result.json"), pathlib.Path("runs", name + ".log")
-    said = (log.read_text() if log.exists() else "").splitlines()[-2:] or [""]
-    state = "unfinished" if result.parent.exists() else "missing"
-    if result.exists():
-        trained = json.loads(result.read_text())["global_step"]
-        state = "done" if trained >= int(steps) else f"complete with only {trained} steps"
-    if said[-1].startswith("exit status") and not (result.exists() and result.stat().st_mtime > log.stat().st_mtime):
-        state = f"failed: {log}: {said[-1]}: {said[0]}"
-    try:
-        fcntl.lockf(open(result.parent / ".lock"), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        state = state if isinstance(error, FileNotFoundError) else "running"
-    counts[name.rsplit("__", 1)[0], state] += 1
-    total[state.split(":")[0]] += 1
-for (variant, state), count in sorted(counts.items(), key=lambda item: (item[0][1].startswith("failed"), item[0])):
-    print(f"{variant:40}{count:4} {state}")
-print(f"{len(sys.argv) - 1} runs:", ", ".join(f"{count} {state}" for state, count in sorted(total.items())))
-sys.exit(0 if set(total) == {"done"} else 75 if set(total) <= {"done", "running"} else 1)'
-[[ $mode == status ]] && { "$python" -c "$tell" "${runs[@]}"; exit 0; }
-check=' # What is behind -- must suit every script of the selection: the first run of each is tried.
-import importlib, shlex, sys, tyro
-for script, *words in {words[4]: words[4:] for words in map(shlex.split, sys.argv[1:])}.values():
-    Args = importlib.import_module(script[:-3]).Args
-    if unknown := tyro.cli(Args, prog=script, args=words, return_unknown_args=True)[1]:
-        sys.exit(f"run_all.sh: error: {script} does not know {unknown[0]}")'
-((${#extra[@]} == 0)) || "$python" -c "$check" "${runs[@]}" || exit 2
-
-train() { # [GPU ...] RUN, in a shell of its own, in one of the slots of xargs
-  trap stopping=yes URG                    # which neither xargs nor the scripts notice
-  kill -0 "$SWEEP" 2>/dev/null || exit 255 # the sweep was killed; 255 makes xargs stop
-  (($# == 1)) || export CUDA_VISIBLE_DEVICES="${*:SLOT % ($# - 1) + 1:1}"
-  read -r name steps command <<<"${!#}" && where=$HOSTNAME${CUDA_VISIBLE_DEVICES:+, GPU $CUDA_VISIBLE_DEVICES}
-  [[ -z $EXTRA ]] && grep -qs "\"global_step\": $steps," "runs/$name/result.json" && return
-  printf "%(%F %T)T %s: %s\n" -1 "$where" "$command" | tee -a "runs/$name.log"
-  eval "$command" >>"runs/$name.log" 2>&1
-  status=$? words=([0]="done" [75]=elsewhere [130]=stopped [143]=stopped)
-  echo "$name: ${words[status]:-failed}: $(tail -n 1 "runs/$name.log")"
-  [[ -n ${words[status]:-} ]] || echo "exit status $status" >>"runs/$name.log"
-  [[ -z $stopping ]] || exit 255
 }
-[[ -z $index || -n ${runs[index]:-} ]] || die "there is no run $index; use --array=0-$((${#runs[@]} - 1))"
-[[ -z $index ]] || runs=("${runs[index]}")
-gpus=${gpus:-${CUDA_VISIBLE_DEVICES-$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\).*/\1/p')}}
-read -r -d "" -a gpu_list <<<"${gpus//,/ }"
-cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-((jobs)) || ((jobs = cores / 9, most = 4 * ${#gpu_list[@]}, jobs = most && jobs > most ? most : jobs ? jobs : 1))
-xargs --process-slot-var=SLOT true </dev/null 2>/dev/null || die "needs GNU xargs; macOS: brew install findutils"
+
+if [[ $mode == status ]]; then
+  tell "${!names[@]}"
+  exit 0
+fi
+
+# -------------------------------------------------------------------------------------------------- training
+"$python" -c "import tyro" 2>/dev/null || die "$python can't import tyro; activate the environment, or set PYTHON"
+todo=("${!names[@]}")
+task=${SLURM_ARRAY_TASK_ID:-}
+if [[ -n $task ]]; then
+  [[ -n ${names[task]:-} ]] || die "there is no run $task; use --array=0-$((${#names[@]} - 1))"
+  todo=("$task")
+fi
+gpus=${option[--gpus]:-${CUDA_VISIBLE_DEVICES-$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\).*/\1/p')}}
+read -r -d "" -a gpus <<<"${gpus//,/ }"
+cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # GNU's nproc heeds that variable
+if [[ -z $jobs ]]; then
+  jobs=$((cores < 9 ? 1 : cores / 9))
+  if ((${#gpus[@]} > 0 && jobs > 4 * ${#gpus[@]})); then
+    jobs=$((4 * ${#gpus[@]}))
+  fi
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+pids=()     # of the runs in the slots
+training=() # their indices
+stopping="" # the signal that came, or `mistake`
+endings=([0]="done" [75]=elsewhere [129]=stopped [130]=stopped [143]=stopped) # else it failed
+
+stop() { # SIGNAL: the runs save and end; a second Ctrl-C ends them at once
+  if [[ $1 == INT && $stopping == INT ]]; then
+    kill -KILL "${pids[@]}" 2>/dev/null
+    return
+  fi
+  stopping=$1
+  say "SIG$1: the runs save their checkpoints"
+  sleep 1 # a run that is being started loses a signal that comes before its program does
+  kill -TERM "${pids[@]}" 2>/dev/null
+}
+trap "stop INT" INT
+trap "stop TERM" TERM
+trap "stop HUP" HUP # under nohup it stays ignored, here and in the runs
+trap "stop USR1" USR1
+trap "" PIPE # of a `| tee` that Ctrl-C ends
+
+start() { # SLOT INDEX: trains a run in the background, if it is not complete
+  local state detail line log=runs/${names[$2]}.log
+  set_state "$2"
+  if [[ ${#extra[@]} == 0 && $state == "done" ]]; then
+    return
+  fi
+  if ((${#gpus[@]} > 0)); then
+    export CUDA_VISIBLE_DEVICES=${gpus[$1 % ${#gpus[@]}]}
+  fi
+  set_command "$2"
+  printf -v line "%(%F %T)T %s: %s" -1 "$HOSTNAME${CUDA_VISIBLE_DEVICES:+, GPU $CUDA_VISIBLE_DEVICES}" "$line"
+  say "$line"
+  echo "$line" >>"$log"
+  "${command[@]}" >>"$log" 2>&1 &
+  pids[$1]=$!
+  training[$1]=$2
+  if [[ -n $stopping ]]; then # the signal came a moment ago
+    sleep 1
+    kill -TERM "${pids[@]}" 2>/dev/null
+  fi
+}
+
+finish() { # SLOT: tells what became of its run, which has ended
+  local index=${training[$1]} ended word
+  local log=runs/${names[index]}.log
+  wait "${pids[$1]}" 2>/dev/null
+  ended=$?
+  unset "pids[$1]"
+  word=${endings[ended]:-failed}
+  say "${names[index]}: $word: $(tail -n 1 "$log")"
+  if [[ $word == stopped || $word == failed ]]; then
+    echo "$word, exit status $ended" >>"$log"
+  fi
+  if [[ $ended == 2 && $index == "${todo[0]}" && -z $stopping ]]; then
+    say "The first run was called wrongly, and so would the others be."
+    stopping=mistake
+    kill -TERM "${pids[@]}" 2>/dev/null
+  fi
+}
+
 mkdir -p runs || exit 2
-echo "${#runs[@]} runs, $jobs at once ($cores cores, GPUs: ${gpu_list[*]:-none}); logs: $PWD/runs/"
-export -f train && export SWEEP=$$ EXTRA="${extra[*]}" stopping="" waited=0
-trap "" PIPE # from a `| tee` that Ctrl-C ends
-for signal in INT TERM HUP USR1; do
-  trap "stopping=$signal; echo 'SIG$signal: the runs save their checkpoints' 2>/dev/null" "$signal"
+say "${#todo[@]} runs, $jobs at once ($cores cores, GPUs: ${gpus[*]:-none}); logs: $PWD/runs/"
+next=0 # in todo
+while true; do
+  for ((slot = 0; slot < jobs; slot++)); do
+    if [[ -n ${pids[slot]:-} ]] && ! kill -0 "${pids[slot]}" 2>/dev/null; then
+      finish "$slot"
+    fi
+    while [[ -z ${pids[slot]:-} && -z $stopping && $next -lt ${#todo[@]} ]]; do
+      start "$slot" "${todo[next]}"
+      next=$((next + 1))
+    done
+  done
+  ((${#pids[@]} > 0)) || break
+  sleep 1
 done
-set -m # xargs gets a process group, so that signals reach all that it starts; one that meets a start is lost, and sent again
-(trap "" INT TERM HUP TTOU && exec xargs -0 -n 1 -P "$jobs" --process-slot-var=SLOT bash -c 'train "$@" 2>&1' - \
-  "${gpu_list[@]}" 2>/dev/null) < <(printf "%s\0" "${runs[@]}") &
-while kill -0 $! || ps -A -o pgid= -o stat= | grep -q "^ *$!  *[^Z ]"; do # xargs does not wait for all after a 255
-  if [[ -z $stopping ]]; then wait $! || sleep 1; else sleep 1; fi
-  [[ -n $stopping ]] && ((waited++ % 10 == 0)) && kill -URG -- -$! && kill -TERM -- -$!
-done 2>/dev/null
-told=$("$python" -c "$tell" "${runs[@]}") && status=0 || status=$?
-echo "$told" 2>/dev/null
-[[ $stopping == USR1 && $status != 0 && -n ${SLURM_JOB_ID:-} ]] &&
-  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${index:+_$index}"
-[[ -z $stopping ]] || exit $((128 + $(kill -l "$stopping")))
-exit "$status"
+
+tell "${todo[@]}"
+if [[ $stopping == USR1 && $status != 0 && -n ${SLURM_JOB_ID:-} ]]; then
+  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${task:+_$task}"
+fi
+if [[ -n $stopping && $stopping != mistake ]]; then
+  status=$((128 + $(kill -l "$stopping")))
+fi
+((status == 0)) || exit "$status"

@@ -25,17 +25,53 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["ppo", "td3", "sac", "ams_td3", "ams_sac"]
-PATIENCE = 200
-# A training of a second, and one that the tests stop. The budget comes last.
-SHORT = "--num-envs 1 --eval-episodes 1 --device cpu --learning-starts 50 --batch-size 16 --buffer-size 1000"
-SHORT = [*SHORT.split(), "--checkpoint-frequency", "20", "--total-timesteps"]
-TINY, ENDLESS = [*SHORT, "120"], [*SHORT, "1000000"]
+PATIENCE = 400  # seconds
 
-# Stands in for a script: takes STUB_SECONDS, saves when it is stopped, and fails for the seed STUB_FAILS.
+# Arguments of a training that takes a second, and of one that the tests stop. The budget comes last.
+SHORT = [
+    "--num-envs=1",
+    "--eval-episodes=1",
+    "--device=cpu",
+    "--learning-starts=50",
+    "--batch-size=16",
+    "--buffer-size=1000",
+    "--checkpoint-frequency=20",
+]
+TINY = [*SHORT, "--total-timesteps=120"]
+ENDLESS = [*SHORT, "--total-timesteps=1000000"]
+
+# All that run_all.sh may use beside bash, the interpreter and Slurm's scontrol: no ps, no xargs.
+TOOLS = [
+    "cat",
+    "dirname",
+    "env",
+    "find",
+    "getconf",
+    "mkdir",
+    "nproc",
+    "sed",
+    "sleep",
+    "sort",
+    "tail",
+    "tr",
+    "uniq",
+]
+
+# Stands in for a script, and does what the variables of the environment say.
 STUB = """
-import fcntl, json, os, pathlib, signal, sys, time
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
 args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-run = pathlib.Path("runs") / "{--env-id}__{--exp-name}__{--seed}".format_map(args)
+run = pathlib.Path("runs", f"{args['--env-id']}__{args['--exp-name']}__{args['--seed']}")
+if os.environ.get("STUB_MISTAKE") == args["--exp-name"]:
+    sys.stderr.write("an argument is wrong")
+    sys.exit(2)
 run.mkdir(exist_ok=True)
 lock = open(run / ".lock", "w")
 try:
@@ -44,19 +80,36 @@ except OSError:
     sys.exit(75)
 if (run / "result.json").exists():
     sys.exit(0)
-signal.signal(signal.SIGTERM, lambda *_: ((run / "checkpoint.pt").touch(), sys.exit(143)))
-print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=open(run / "started", "a"), flush=True)
+
+
+def stop(number, frame):
+    (run / "checkpoint.pt").touch()
+    if "STUB_DEAF" not in os.environ:
+        sys.exit(128 + number)
+
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, stop)
+with open(run / "started", "a") as file:
+    file.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+while "STUB_WAITS" in os.environ and not os.path.exists("go"):
+    time.sleep(0.1)
 time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
 if os.environ.get("STUB_FAILS") == args["--seed"]:
     sys.exit("something is wrong")
-(run / "result.json").write_text(json.dumps({"global_step": int(args["--total-timesteps"]), "more": 0}, indent=2))
+result = {"global_step": int(args["--total-timesteps"]), "more": 0}
+(run / "result.json").write_text(json.dumps(result, indent=2))
 """
 
 
 def clean_environment() -> dict:
     """The environment without what would change a sweep."""
-    prefixes = "SLURM_", "SBATCH_", "CUDA_VISIBLE", "OMP_", "PYTHON", "CDPATH", "STUB_"
-    return {k: v for k, v in os.environ.items() if not k.startswith(prefixes)} | {"PYTHON": sys.executable}
+    environment = {"PYTHON": sys.executable}
+    for name, value in os.environ.items():
+        if not name.startswith(("SLURM_", "SBATCH_", "CUDA_VISIBLE", "OMP_", "PYTHON", "CDPATH", "STUB_")):
+            environment[name] = value
+    return environment
 
 
 def wait_for(condition) -> None:
@@ -70,60 +123,92 @@ class Project:
     """A copy of the scripts in `folder`, its runs and its processes."""
 
     def __init__(self, folder: Path):
-        folder.mkdir()
-        self.folder, self.runs = folder, folder / "runs"
+        self.folder = folder
+        self.runs = folder / "runs"
         self.environment = clean_environment()
-        for name in ["run_all.sh", *(f"{script}.py" for script in SCRIPTS)]:
-            shutil.copy(ROOT / name, folder)
+        folder.mkdir()
+        shutil.copy(ROOT / "run_all.sh", folder)
+        for script in SCRIPTS:
+            shutil.copy(ROOT / f"{script}.py", folder)
 
-    def stub(self, **variables) -> None:
-        """Puts stand-ins in the scripts' places, which `variables` of the environment guide."""
-        self.environment |= variables
-        for path in self.folder.glob("*.py"):
-            path.write_text(STUB)
+    def add_tool(self, name: str, script: str) -> None:
+        """Puts a shell script on the PATH of the stand-ins."""
+        tool = self.folder / "bin" / name
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+
+    def use_stand_ins(self, **variables: str) -> None:
+        """Puts stand-ins in the scripts' places, which variables guide, with TOOLS as the only programs."""
+        for script in SCRIPTS:
+            (self.folder / f"{script}.py").write_text(STUB)
+        programs = self.folder / "bin"
+        programs.mkdir()
+        for name in TOOLS:
+            (programs / name).symlink_to(shutil.which(name))
+        self.environment["PATH"] = str(programs)
+        self.environment.update(variables)
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         """Starts run_all.sh from elsewhere, in a session of its own."""
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": "/"} | options
-        command = ["bash", self.folder / "run_all.sh", *arguments]
-        return subprocess.Popen(command, env=self.environment, start_new_session=True, **options)
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": "/"}
+        settings.update(options)
+        command = [shutil.which("bash"), self.folder / "run_all.sh", *arguments]
+        return subprocess.Popen(command, env=self.environment, start_new_session=True, **settings)
 
     def sweep(self, *arguments: str, status: int = 0) -> str:
         """Runs run_all.sh to its end, and returns what it printed."""
         process = self.start(*arguments)
         output = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == status, output + "".join(path.read_text() for path in self.runs.glob("*.log"))
+        logs = [log.read_text() for log in self.runs.glob("*.log")]
+        assert process.returncode == status, output + "".join(logs)
         return output
 
     def log(self, name: str) -> str:
         return (self.runs / f"{name}.log").read_text()
 
-    def processes(self, script: str = "") -> list[psutil.Process]:
+    def count(self, name: str) -> int:
+        """How many runs have a file."""
+        return len(list(self.runs.glob(f"*/{name}")))
+
+    def wait_for_starts(self, number: int) -> None:
+        wait_for(lambda: self.count("started") == number)
+
+    def processes(self, script: str | None = None) -> list[psutil.Process]:
         """What runs in the project's folder, or one script there, the oldest first."""
-        found = psutil.process_iter(["cwd", "cmdline"])
-        found = [process for process in found if process.info["cwd"] == str(self.folder)]
-        found = [process for process in found if script in ("", *process.info["cmdline"][1:2])]
+        found = []
+        for process in psutil.process_iter(["cwd", "cmdline"]):
+            in_folder = process.info["cwd"] == str(self.folder)
+            if in_folder and (script is None or script in process.info["cmdline"]):
+                found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
 
-@pytest.fixture
-def project(tmp_path):
-    made = Project(tmp_path / "a project")
-    yield made
-    for process in made.processes():  # nothing, unless the test failed
+@contextlib.contextmanager
+def made_project(folder: Path):
+    project = Project(folder)
+    yield project
+    for process in project.processes():  # nothing, unless the test failed
         with contextlib.suppress(psutil.Error):
             process.kill()
 
 
+@pytest.fixture
+def project(tmp_path):
+    with made_project(tmp_path / "a project") as project:
+        yield project
+
+
 def run_all(*arguments: str, script=ROOT / "run_all.sh", shell="bash", **variables) -> subprocess.CompletedProcess:
     """run_all.sh of this checkout, for what starts no run."""
-    options = {"capture_output": True, "text": True, "env": clean_environment() | variables}
-    return subprocess.run([shell, script, *arguments], **options)
+    environment = clean_environment()
+    environment.update(variables)
+    return subprocess.run([shell, script, *arguments], capture_output=True, text=True, env=environment)
 
 
 def listed(*arguments: str, **options) -> list[str]:
     process = run_all("--list", *arguments, **options)
-    assert (process.returncode, process.stderr) == (0, "")
+    assert process.returncode == 0
+    assert process.stderr == ""
     return process.stdout.splitlines()
 
 
@@ -131,56 +216,145 @@ def parse(line: str):
     """The arguments that a listed command gives its script, and the script's name."""
     threads, _, script, *arguments = shlex.split(line)
     assert threads == "OMP_NUM_THREADS=1"
-    return tyro.cli(importlib.import_module(script[:-3]).Args, args=arguments), script[:-3]
+    name = script.removesuffix(".py")
+    return tyro.cli(importlib.import_module(name).Args, args=arguments), name
 
 
 # -------------------------------------------------------------------------------------------------------- the list
 
-TASKS = "cheetah-run humanoid-run quadruped-walk quadruped-run dog-stand dog-walk dog-trot dog-run"
-TASKS += " h1-sit h1-slide h1-walk h1-run"
-PARTS = "td3 sac ams_td3 ams_sac ams_td3_no_ntd ams_sac_no_ntd ams_td3_no_layer_norm ams_sac_no_layer_norm "
-TABLE3 = PARTS + "ams_td3_eps0.4 ams_td3_eps0.6 ams_td3_eps0.8 ams_td3_k4 ams_td3_k6 ams_td3_k10"
-CHANGED = {f"_eps{value}": {"epsilon": value} for value in (0.4, 0.6, 0.8)}  # by what a name has behind the script's
-CHANGED |= {f"_k{value}": {"num_neighbors": value} for value in (4, 6, 10)}
-CHANGED |= {f"_{value}": {"sampling": value} for value in ("antithetic", "gaussian")}
-CHANGED |= {"_point": {"num_neighbors": 1, "epsilon": 0}, "": {}}
-CHANGED |= {f"_no_{value}": {value: False} for value in ("ntd", "layer_norm")}
+TASKS = [
+    "cheetah-run",
+    "humanoid-run",
+    "quadruped-walk",
+    "quadruped-run",
+    "dog-stand",
+    "dog-walk",
+    "dog-trot",
+    "dog-run",
+    "h1-sit",
+    "h1-slide",
+    "h1-walk",
+    "h1-run",
+]
+PARTS = [
+    "td3",
+    "sac",
+    "ams_td3",
+    "ams_td3_no_ntd",
+    "ams_td3_no_layer_norm",
+    "ams_sac",
+    "ams_sac_no_ntd",
+    "ams_sac_no_layer_norm",
+]
+TABLE_3 = [
+    *PARTS,
+    "ams_td3_eps0.4",
+    "ams_td3_eps0.6",
+    "ams_td3_eps0.8",
+    "ams_td3_k4",
+    "ams_td3_k6",
+    "ams_td3_k10",
+]
+SAMPLING = ["ams_td3", "ams_td3_antithetic", "ams_td3_gaussian"]
+CONTROLS = [*PARTS, "ams_td3_point", "ams_sac_point"]
+SUITES = {
+    "table2": itertools.product([0, 10, 42, 77, 123], TASKS, SCRIPTS),
+    "table3": itertools.product([0, 42, 123], ["quadruped-run"], TABLE_3),
+    "sampling": itertools.product([0, 42, 123], ["quadruped-run", "dog-run"], SAMPLING),
+    "controls": itertools.product([0, 42, 123], ["dog-stand", "dog-run", "quadruped-run"], CONTROLS),
+}
+
+# What differs from the default, by what a run's name has behind the script's
+CHANGED = {
+    "": {},
+    "_no_ntd": {"ntd": False},
+    "_no_layer_norm": {"layer_norm": False},
+    "_eps0.4": {"epsilon": 0.4},
+    "_eps0.6": {"epsilon": 0.6},
+    "_eps0.8": {"epsilon": 0.8},
+    "_k4": {"num_neighbors": 4},
+    "_k6": {"num_neighbors": 6},
+    "_k10": {"num_neighbors": 10},
+    "_antithetic": {"sampling": "antithetic"},
+    "_gaussian": {"sampling": "gaussian"},
+    "_point": {"num_neighbors": 1, "epsilon": 0},
+}
 
 
-@pytest.mark.parametrize(
-    "suite, seeds, tasks, names",
-    [
-        ("table2", (0, 10, 42, 77, 123), TASKS, "ppo td3 sac ams_td3 ams_sac"),
-        ("table3", (0, 42, 123), "quadruped-run", TABLE3),
-        ("sampling", (0, 42, 123), "quadruped-run dog-run", "ams_td3 ams_td3_antithetic ams_td3_gaussian"),
-        ("controls", (0, 42, 123), "dog-stand dog-run quadruped-run", PARTS + "ams_td3_point ams_sac_point"),
-    ],
-)
-def test_suites_have_the_papers_runs_and_the_controls_with_all_other_arguments_default(suite, seeds, tasks, names):
+@functools.cache
+def parsed(suite: str) -> list:
+    return [parse(line) for line in listed(suite)]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_have_the_papers_runs_seed_by_seed(suite):
     found = []
-    for args, script in map(parse, listed(suite)):
-        run = {"seed": args.seed, "env_id": args.env_id, "exp_name": args.exp_name, "resume": True}
-        run["total_timesteps"] = 1_000_000 if args.env_id in ("dog-run", "humanoid-run") else 500_000
-        assert vars(args) == vars(type(args)()) | run | CHANGED[args.exp_name.removeprefix(script)]
+    for args, _ in parsed(suite):
         found.append((args.seed, args.env_id, args.exp_name))
-    assert sorted(found) == sorted(itertools.product(seeds, tasks.split(), names.split()))
-    assert [seed for seed, *_ in found] == sorted(seed for seed, *_ in found)  # so that there is a whole table early
+
+    assert found == sorted(found, key=lambda run: run[0])
+    assert sorted(found) == sorted(SUITES[suite])
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_runs_have_the_papers_lengths_and_all_other_arguments_default(suite):
+    for args, script in parsed(suite):
+        expected = vars(type(args)())
+        expected["env_id"] = args.env_id
+        expected["exp_name"] = args.exp_name
+        expected["seed"] = args.seed
+        expected["resume"] = True
+        expected["total_timesteps"] = 500_000
+        if args.env_id in ("dog-run", "humanoid-run"):
+            expected["total_timesteps"] = 1_000_000
+        expected.update(CHANGED[args.exp_name.removeprefix(script)])
+        assert vars(args) == expected
+
+
+def test_tables_2_and_3_are_330_runs():
+    assert len(listed()) == 330
+    assert listed() == listed("table2", "table3")
 
 
 def test_suites_share_runs():
-    suites = ["table2", "table3", "sampling", "controls", "smoke"]
-    together, alone = listed(*suites), {line for suite in suites for line in listed(suite)}
-    # table2's: 12 of table3's 42, 6 of sampling's 18 and 36 of controls' 90; 12 of controls' are table3's.
-    assert sorted(together) == sorted(alone) and len(together) == 330 + 12 + 42 + 5 and len(listed()) == 330
+    suites = [*SUITES, "smoke"]
+    alone = set()
+    for suite in suites:
+        alone.update(listed(suite))
+
+    together = listed(*suites)
+
+    # table2 has 12 of table3's 42, 6 of sampling's 18 and 36 of controls' 90; table3 has 12 of controls'.
+    assert len(together) == 330 + 12 + 42 + 5
+    assert sorted(together) == sorted(alone)
 
 
-def test_filters_and_arguments_behind_two_dashes():
-    lines = listed("--tasks", "dog-run,dog-walk", "--algorithms=td3,ppo", "--seeds", "0,42", "--", "--num-envs", "4")
-    runs = [(args.env_id, script, args.seed, args.num_envs) for args, script in map(parse, lines)]
-    assert sorted(runs) == [(t, a, s, 4) for t in ("dog-run", "dog-walk") for a in ("ppo", "td3") for s in (0, 42)]
-    line = run_all("smoke", "--list", "--", "a b", "'", PYTHON="/my tools/python", OMP_NUM_THREADS="2").stdout
-    words = shlex.split(line.splitlines()[1])
-    assert words[:3] == ["OMP_NUM_THREADS=2", "/my tools/python", "td3.py"] and words[-2:] == ["a b", "'"]
+def test_filters_leave_what_they_name():
+    lines = listed("--tasks", "dog-run,dog-walk", "--algorithms=td3,ppo", "--seeds", "0,42")
+
+    runs = [(args.env_id, script, args.seed) for args, script in map(parse, lines)]
+    assert sorted(runs) == sorted(itertools.product(["dog-run", "dog-walk"], ["td3", "ppo"], [0, 42]))
+
+
+def test_arguments_behind_two_dashes_go_to_every_script_as_they_are():
+    for line in listed("smoke", "--", "a b", "'", "$x", ""):
+        assert shlex.split(line)[-4:] == ["a b", "'", "$x", ""]
+
+
+def test_the_interpreter_and_the_threads_are_the_environments():
+    for line in listed("smoke", PYTHON="/my tools/python", OMP_NUM_THREADS="2"):
+        assert shlex.split(line)[:2] == ["OMP_NUM_THREADS=2", "/my tools/python"]
+
+
+@pytest.mark.parametrize("variables", [{"PYTHON": "tools/python"}, {"PATH": "tools:/usr/bin:/bin", "PYTHON": "python"}])
+def test_a_relative_interpreter_is_looked_for_where_the_user_stands(tmp_path, monkeypatch, variables):
+    monkeypatch.chdir(tmp_path)
+    Path("tools").mkdir()
+    Path("tools/python").symlink_to(sys.executable)
+
+    lines = listed("smoke", **variables)
+
+    assert shlex.split(lines[0])[1] == str(tmp_path / "tools/python")
 
 
 @pytest.mark.parametrize(
@@ -193,130 +367,345 @@ def test_filters_and_arguments_behind_two_dashes():
         ("--seeds --list", "--seeds needs a value", {}),
         ("--jobs two", "--jobs needs a positive number, not two", {}),
         ("-- --run_dir=x", "--run-dir can't be given behind --", {}),
-        ("table2 --seeds 0 -- --num_envs 4 --buffer-size 9", "ppo.py does not know --buffer-size", {}),
+        ("-- --no-resume", "--no-resume can't be given behind --", {}),
         ("smoke", "there is no run 5; use --array=0-4", {"SLURM_ARRAY_TASK_ID": "5"}),
         ("smoke", "/bin/false can't import tyro; activate", {"PYTHON": "/bin/false"}),
+        # dash reads no further than bash 3.2 does
         ("", "needs bash 4.4 or newer; macOS: brew install", {"shell": "dash", "BASH_VERSION": "3.2.57(1)-release"}),
-    ],  # dash reads no further than bash 3.2 does
+    ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(arguments, message, variables):
     process = run_all(*arguments.split(), **variables)
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1), process.stderr
-    assert process.stderr.startswith("run_all.sh: error: ") and message in process.stderr
+
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.startswith("run_all.sh: error: ")
+    assert message in process.stderr
+
+
+def test_help_names_every_suite_and_option():
+    process = run_all("--help")
+
+    words = ["table2", "table3", "sampling", "controls", "smoke"]
+    words += ["--tasks", "--algorithms", "--seeds", "--list", "--status", "--jobs", "--gpus"]
+    assert process.returncode == 0
+    assert [word for word in words if word not in process.stdout] == []
 
 
 def test_slurms_copy_finds_the_project(tmp_path):
     copy = shutil.copy(ROOT / "run_all.sh", tmp_path)
     assert listed(script=copy, SLURM_SUBMIT_DIR=str(ROOT)) == listed()
+
+
+def test_a_copy_without_a_project_says_so(tmp_path):
+    copy = shutil.copy(ROOT / "run_all.sh", tmp_path)
     assert "error: no td3.py beside run_all.sh, nor where sbatch was called\n" in run_all(script=copy).stderr
 
 
 # ------------------------------------------------------------------------------------------- sweeps with stand-ins
 
 
-def test_two_terminals_share_the_runs_out_and_failures_are_named(project):
-    project.stub(STUB_SECONDS="0.3", STUB_FAILS="42")
+def test_failed_runs_stop_no_others_and_are_named(project):
+    project.use_stand_ins(STUB_FAILS="42")
+
+    output = project.sweep("sampling", "--tasks", "dog-run", "--jobs", "3", status=1)
+
+    failures = re.findall(r"failed runs/dog-run__(\w+)__42.log: something is wrong: failed, exit status 1\n", output)
+    assert sorted(failures) == ["ams_td3", "ams_td3_antithetic", "ams_td3_gaussian"]
+    assert output.endswith("9 runs: 6 done 3 failed \n")
+
+
+def test_the_status_is_what_the_sweep_said_at_its_end(project):
+    project.use_stand_ins(STUB_FAILS="42")
+    output = project.sweep("sampling", "--tasks", "dog-run", "--jobs", "3", status=1)
+
+    status = project.sweep("sampling", "--tasks", "dog-run", "--status")
+
+    assert "2 done dog-run__ams_td3\n" in status
+    assert output.endswith(status)
+
+
+def test_the_same_command_trains_what_failed_and_nothing_else(project):
+    project.use_stand_ins(STUB_FAILS="42")
+    command = ["sampling", "--tasks", "dog-run", "--seeds", "0,42", "--jobs", "3"]
+    project.sweep(*command, status=1)
+    del project.environment["STUB_FAILS"]
+
+    output = project.sweep(*command)
+
+    assert output.endswith("6 runs: 6 done \n")
+    assert project.log("dog-run__ams_td3__0").count("--resume") == 1
+    assert project.log("dog-run__ams_td3__42").count("--resume") == 2
+
+
+def test_two_terminals_share_the_runs_and_their_gpus(project):
+    project.use_stand_ins(STUB_SECONDS="0.3")
+
     sweeps = [project.start("sampling", "--jobs", "3", "--gpus", gpus) for gpus in ("3,GPU-5", "0")]
     outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [1, 1], outputs
-    starts = {path.parent.name: path.read_text().splitlines() for path in project.runs.glob("*/started")}
-    assert len(starts) == 18 and {line for lines in starts.values() for line in lines} == {"3", "GPU-5", "0"}
-    assert all(len(lines) == 1 for name, lines in starts.items() if not name.endswith("__42"))
-    status = project.sweep("sampling", "--status")
-    assert status.endswith("18 runs: 12 done, 6 failed\n")
-    assert len(set(re.findall(r"failed: runs/(.*__42).log: exit status 1: something is wrong\n", status))) == 6
-    assert status in {output[-len(status) :] for output in outputs}  # the other one may have ended before
 
-    del project.environment["STUB_FAILS"]  # the same command trains what failed, and nothing else
-    finished = {path: path.stat().st_mtime_ns for path in project.runs.glob("*/result.json")}
-    assert project.sweep("sampling", "--jobs", "3").endswith("18 runs: 18 done\n") and len(finished) == 12
-    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    starts = [path.read_text().splitlines() for path in project.runs.glob("*/started")]
+    assert [len(lines) for lines in starts] == [1] * 18
+    assert {lines[0] for lines in starts} == {"3", "GPU-5", "0"}
+    assert "18 runs: 18 done \n" in "".join(outputs)  # the other one may have ended before
+    assert {sweep.returncode for sweep in sweeps} <= {0, 75}
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "closed", "TERM", "tee"])
-def test_every_way_to_stop_a_sweep_lets_its_runs_save(project, how):
-    """In a terminal of its own: Ctrl-C, closing it, `kill`; and Ctrl-C that ends `| tee` first."""
-    project.stub(STUB_SECONDS="1000")
-    ours, theirs = pty.openpty()
-    output, pipe = os.pipe()
-    take = functools.partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0)
-    streams = {"stdin": theirs, "stdout": pipe if how == "tee" else theirs, "stderr": theirs}
-    sweep = project.start("smoke", "--jobs", "3", preexec_fn=take, **streams)
-    wait_for(lambda: len(list(project.runs.glob("*/started"))) == 3)
-    for end in (theirs, pipe, output, *[ours] * (how == "closed")):
-        os.close(end)
-    if how == "TERM":
-        sweep.terminate()
-    elif how != "closed":
-        os.write(ours, b"\x03")  # Ctrl-C
-    assert sweep.wait(PATIENCE) == {"closed": 129, "TERM": 143}.get(how, 130)
-    assert len(list(project.runs.glob("*/checkpoint.pt"))) == 3 and project.processes() == []
-    (project.runs / "walker-walk__sac__0.log").write_text("")  # of a full disk
-    assert project.sweep("smoke", "--status").endswith("5 runs: 2 missing, 3 unfinished\n")
-    if how == "tee":
-        assert "rror" not in os.read(ours, 100_000).decode()
+def test_a_wrong_call_of_the_first_run_stops_the_sweep_and_the_others_save(project):
+    project.use_stand_ins(STUB_MISTAKE="ppo", STUB_WAITS="yes")
+
+    output = project.sweep("smoke", "--jobs", "2", status=1)
+
+    assert "walker-walk__ppo__0: failed: an argument is wrong\n" in output
+    assert "5 runs: 1 failed 3 missing 1 unfinished \n" in output or "5 runs: 1 failed 4 missing \n" in output
+
+
+def test_a_wrong_call_of_a_later_run_stops_no_other(project):
+    project.use_stand_ins(STUB_MISTAKE="sac")
+    assert project.sweep("smoke", status=1).endswith("5 runs: 4 done 1 failed \n")
+
+
+class Terminal:
+    """A sweep in a terminal of its own."""
+
+    def __init__(self, project: Project, *arguments: str, stdout: int | None = None, **options):
+        self.ours, self.theirs = pty.openpty()
+        take = functools.partial(fcntl.ioctl, self.theirs, termios.TIOCSCTTY, 0)
+        streams = {"stdin": self.theirs, "stdout": self.theirs, "stderr": self.theirs}
+        if stdout is not None:
+            streams["stdout"] = stdout
+        self.sweep = project.start(*arguments, preexec_fn=take, **streams)
+        os.close(self.theirs)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self.ours, b"\x03")
+
+    def close(self) -> None:
+        os.close(self.ours)
+
+
+@pytest.fixture
+def waiting(project):
+    """A project whose runs wait to be stopped."""
+    project.use_stand_ins(STUB_WAITS="yes")
+    return project
+
+
+def assert_saved(project: Project) -> None:
+    """All three runs that were training saved, and ended, and --status tells."""
+    assert project.count("checkpoint.pt") == 3
+    assert project.processes() == []
+    assert project.sweep("smoke", "--status").endswith("5 runs: 2 missing 3 unfinished \n")
+
+
+def test_ctrl_c_lets_the_runs_save(waiting):
+    terminal = Terminal(waiting, "smoke", "--jobs", "3")
+    waiting.wait_for_starts(3)
+
+    terminal.press_ctrl_c()
+
+    assert terminal.sweep.wait(PATIENCE) == 130
+    assert_saved(waiting)
+
+
+def test_closing_the_terminal_lets_the_runs_save(waiting):
+    terminal = Terminal(waiting, "smoke", "--jobs", "3")
+    waiting.wait_for_starts(3)
+
+    terminal.close()
+
+    assert terminal.sweep.wait(PATIENCE) == 129
+    assert_saved(waiting)
+
+
+@pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 138)])
+def test_signals_to_the_sweep_alone_let_the_runs_save(waiting, name, status):
+    sweep = waiting.start("smoke", "--jobs", "3")
+    waiting.wait_for_starts(3)
+
+    sweep.send_signal(signal.Signals[name])
+    output = sweep.communicate(timeout=PATIENCE)[0]
+
+    assert sweep.returncode == status
+    assert f"{name}: the runs save their checkpoints\n" in output
+    assert_saved(waiting)
+
+
+def test_ctrl_c_that_ends_the_reader_of_a_pipe_first_lets_the_runs_save(waiting):
+    reader, pipe = os.pipe()
+    terminal = Terminal(waiting, "smoke", "--jobs", "3", stdout=pipe)
+    waiting.wait_for_starts(3)
+    os.close(pipe)
+    os.close(reader)
+
+    terminal.press_ctrl_c()
+
+    assert terminal.sweep.wait(PATIENCE) == 130
+    assert_saved(waiting)
+    assert "rror" not in os.read(terminal.ours, 100_000).decode()
+
+
+def test_a_second_ctrl_c_ends_at_once_what_does_not_listen(waiting):
+    waiting.environment["STUB_DEAF"] = "yes"
+    terminal = Terminal(waiting, "smoke", "--jobs", "3")
+    waiting.wait_for_starts(3)
+    terminal.press_ctrl_c()
+    wait_for(lambda: waiting.count("checkpoint.pt") == 3)  # they heard it, and go on
+
+    terminal.press_ctrl_c()
+
+    assert terminal.sweep.wait(PATIENCE) == 130
+    assert waiting.processes() == []
+
+
+def test_under_nohup_the_runs_outlive_the_terminal(waiting):
+    ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    sweep = waiting.start("smoke", "--jobs", "5", preexec_fn=ignore)
+    waiting.wait_for_starts(5)
+
+    os.killpg(sweep.pid, signal.SIGHUP)
+    (waiting.folder / "go").touch()
+    output = sweep.communicate(timeout=PATIENCE)[0]
+
+    assert sweep.returncode == 0
+    assert output.endswith("5 runs: 5 done \n")
+
+
+def test_a_log_that_a_full_disk_left_empty_does_not_hide_the_run(project):
+    project.use_stand_ins()
+    project.sweep("smoke")
+    (project.runs / "walker-walk__sac__0.log").write_text("")
+
+    assert project.sweep("smoke", "--status").endswith("5 runs: 5 done \n")
 
 
 @pytest.mark.parametrize("cores, gpus, jobs", [(2, "", 1), (36, "", 4), (16, "0", 1), (64, "1", 4), (64, "0,1", 7)])
-def test_the_number_of_runs_at_once_follows_from_cores_and_gpus(project, cores, gpus, jobs):
-    project.stub(PATH=f"{project.folder}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES=gpus, OMP_NUM_THREADS="3")
-    (project.folder / "nproc").write_text(f'#!/bin/sh\necho "${{OMP_NUM_THREADS:-{cores}}}"\n')  # as GNU's
-    (project.folder / "nproc").chmod(0o755)
-    expected = f" at once ({cores} cores, GPUs: {gpus.replace(',', ' ') or 'none'}); logs: {project.runs}/\n"
-    assert f"5 runs, {jobs}{expected}" in project.sweep("smoke")
-    assert f"5 runs, 2{expected}" in project.sweep("smoke", "--jobs", "2")
+@pytest.mark.parametrize("given", [[], ["--jobs", "2"]])
+def test_the_number_of_runs_at_once_follows_from_cores_and_gpus(project, cores, gpus, jobs, given):
+    project.use_stand_ins(CUDA_VISIBLE_DEVICES=gpus, OMP_NUM_THREADS="3")
+    (project.folder / "bin/nproc").unlink()
+    project.add_tool("nproc", f'echo "${{OMP_NUM_THREADS:-{cores}}}"')  # as GNU's
+
+    output = project.sweep("smoke", "--algorithms", "ppo", *given)
+
+    number = given[-1] if given else jobs
+    names = gpus.replace(",", " ") or "none"
+    assert f"1 runs, {number} at once ({cores} cores, GPUs: {names}); logs: {project.runs}/\n" in output
+
+
+def test_without_a_choice_all_gpus_are_used_in_turn(project):
+    project.use_stand_ins()
+    project.add_tool("nvidia-smi", "echo 'GPU 0: NVIDIA A (UUID: GPU-1)'; echo 'GPU 1: NVIDIA B (UUID: GPU-2)'")
+
+    project.sweep("smoke", "--jobs", "5")
+
+    starts = [path.read_text() for path in project.runs.glob("*/started")]
+    assert sorted(starts) == ["0\n", "0\n", "0\n", "1\n", "1\n"]
+
+
+def test_a_task_of_a_slurm_array_trains_its_line_of_the_list(project):
+    project.use_stand_ins(SLURM_ARRAY_TASK_ID="2")
+    assert project.sweep("smoke").endswith("1 runs: 1 done \n")
+    assert [path.name for path in project.runs.glob("*.log")] == ["walker-walk__sac__0.log"]
+
+
+@pytest.mark.parametrize("array, job", [({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "7_2"), ({}, "9")])
+def test_slurms_job_saves_before_its_end_and_queues_itself_again(waiting, array, job):
+    waiting.add_tool("scontrol", f"echo scontrol $* >'{waiting.folder}/requeued'")
+    waiting.environment.update(array, SLURM_JOB_ID="9")
+    sweep = waiting.start("smoke")
+    waiting.wait_for_starts(1)
+
+    sweep.send_signal(signal.SIGUSR1)
+    sweep.communicate(timeout=PATIENCE)
+
+    assert (waiting.folder / "requeued").read_text() == f"scontrol requeue {job}\n"
+    assert waiting.count("checkpoint.pt") == 1
 
 
 # ----------------------------------------------------------------------------------------- sweeps with real scripts
 
 
-def test_smoke_a_failure_a_smaller_budget_and_a_pasted_line(project):
-    failing = "runs/walker-walk__ams_sac__0"
-    foreign = project.folder / failing / "notes"
-    foreign.mkdir(parents=True)
-    output = project.sweep("smoke", "--jobs", "2", status=1)
-    reason = f"exit status 2: ams_sac.py: error: --run-dir {failing} can't be used: it is neither"
-    assert f"failed: {failing}.log: {reason}" in output and output.endswith("5 runs: 4 done, 1 failed\n")
-    foreign.rmdir()
-    assert project.sweep("smoke").endswith("5 runs: 5 done\n")
-    assert [project.log(f"walker-walk__{script}__0").count("--resume") for script in SCRIPTS] == [1, 1, 1, 1, 2]
+def test_smoke_trains_every_script(project):
+    output = project.sweep("smoke", "--jobs", "2")
 
-    # Of a run that is complete, but for less than what is asked, the status says so, and the script why it can't go on.
-    longer = ["smoke", "--algorithms", "td3", "--", "--total-timesteps", "1200"]
-    assert "1 complete with only 1100 steps" in project.sweep(*longer[:3], "--status", *longer[3:])
-    assert "walker-walk__td3__0 is complete at step 1100; only --keep-checkpoint" in project.sweep(*longer, status=1)
-
-    # A listed line, pasted, is the same run: the script compares all arguments before it says so.
-    line = project.sweep("smoke", "--list", "--algorithms", "ams_td3")
-    pasted = subprocess.run(line, shell=True, cwd=project.folder, capture_output=True, text=True)
-    assert (pasted.returncode, pasted.stdout) == (0, "runs/walker-walk__ams_td3__0 is complete\n"), pasted.stderr
+    assert output.endswith("5 runs: 5 done \n")
+    for script in SCRIPTS:
+        assert project.log(f"walker-walk__{script}__0").count("--resume") == 1
 
 
-def test_real_runs_survive_ctrl_c_kill_9_and_a_second_terminal(project):
-    names = ["cheetah-run__ams_td3__0", "cheetah-run__ams_td3__42"]
-    arguments = "table2 --tasks cheetah-run --algorithms ams_td3 --seeds 0,42 --jobs 2 --".split()
-    sweep = project.start(*arguments, *ENDLESS)
-    wait_for(lambda: len(list(project.runs.glob("*/checkpoint.pt"))) == 2)
-    sweep.send_signal(signal.SIGINT)
-    assert sweep.communicate(timeout=PATIENCE)[0].endswith("2 runs: 2 unfinished\n") and sweep.returncode == 130
-    assert project.processes() == [] and all("stopped by SIGTERM" in project.log(name) for name in names)
+def test_an_argument_that_the_first_script_does_not_know_is_tried_once(project):
+    output = project.sweep("table2", "--jobs", "1", "--", "--num_envs", "4", "--buffer-size", "9", status=1)
 
-    # kill -9 of the sweep: the run in training goes on, nothing new is started, and the same command passes it over.
-    sweep = project.start(*arguments[:-3], "--jobs", "1", "--", *ENDLESS)
-    wait_for(lambda: "from step" in project.log(names[0]).split("stopped by")[-1])
+    assert "The first run was called wrongly" in output
+    assert "--buffer-size" in project.log("cheetah-run__ppo__0")
+    assert len(list(project.runs.glob("*.log"))) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project with a complete run of td3.py."""
+    with made_project(tmp_path_factory.mktemp("trained") / "a project") as project:
+        project.sweep("smoke", "--algorithms", "td3")
+        yield project
+
+
+def test_a_pasted_line_is_the_same_run(trained):
+    line = trained.sweep("smoke", "--list", "--algorithms", "td3")
+
+    pasted = subprocess.run(line, shell=True, cwd=trained.folder, capture_output=True, text=True)
+
+    assert pasted.returncode == 0
+    assert pasted.stdout == "runs/walker-walk__td3__0 is complete\n"
+
+
+def test_a_complete_run_is_unfinished_where_more_steps_are_asked_for(trained):
+    status = trained.sweep("smoke", "--algorithms", "td3", "--status", "--", "--total-timesteps", "1200")
+    assert "unfinished walker-walk__td3__0: evaluated up to step 1100 of 1200\n" in status
+
+
+def test_a_complete_run_that_can_not_go_on_says_why(trained):
+    output = trained.sweep("smoke", "--algorithms", "td3", "--", "--total-timesteps=1200", status=1)
+    assert "walker-walk__td3__0 is complete at step 1100; only --keep-checkpoint" in output
+
+
+CHEETAH = ["table2", "--tasks", "cheetah-run", "--algorithms", "ams_td3"]
+NAMES = ["cheetah-run__ams_td3__0", "cheetah-run__ams_td3__42"]
+
+
+def test_real_runs_save_at_ctrl_c_and_two_terminals_go_on_with_them(project):
+    command = [*CHEETAH, "--seeds", "0,42", "--jobs", "2", "--"]
+    terminal = Terminal(project, *command, *ENDLESS)
+    wait_for(lambda: project.count("checkpoint.pt") == 2)
+
+    terminal.press_ctrl_c()
+    stopped = terminal.sweep.wait(PATIENCE)
+    left = project.processes()
+    sweeps = [project.start(*command, *TINY) for _ in range(2)]
+    outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
+
+    assert stopped == 130
+    assert left == []
+    assert {sweep.returncode for sweep in sweeps} <= {0, 75}
+    assert "2 runs: 2 done \n" in "".join(outputs)
+    for log in map(project.log, NAMES):  # which goes on from the last step
+        assert log.count("stopped by SIG") == 1
+        assert log.count("from step 0,") == 1
+        assert log.count("complete: runs/") == 1
+
+
+def test_a_killed_sweep_leaves_its_run_training_and_starts_no_other(project):
+    sweep = project.start(*CHEETAH, "--seeds", "0,42", "--jobs", "1", "--", *ENDLESS)
+    wait_for(lambda: project.count("checkpoint.pt") == 1)
+
     with sweep:
         sweep.kill()
-    output = project.sweep(*arguments, *TINY, status=75)
-    assert output.endswith("2 runs: 1 done, 1 running\n") and f"{names[0]}: elsewhere: " in output
-    told = project.sweep(*arguments[:-1], "--status")
-    assert re.search(r"2 runs: 1 complete with only \d+ steps, 1 running\n$", told), told
-    project.processes("ams_td3.py")[0].terminate()
+    output = project.sweep(*CHEETAH, "--seeds", "0,42", "--jobs", "2", "--", *TINY, status=75)
+    [run] = [process for process in project.processes("ams_td3.py") if process.parent().pid == 1]
+    run.terminate()
     wait_for(lambda: not project.processes())
 
-    # Two terminals at once. What was interrupted goes on from its last step: nothing starts from step 0 a second time.
-    sweeps = [project.start(*arguments, *TINY) for _ in range(2)]
-    outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
-    assert {sweep.returncode for sweep in sweeps} <= {0, 75} and "2 runs: 2 done" in "".join(outputs)
-    for log, attempts in zip(map(project.log, names), (5, 4), strict=True):
-        assert log.count("--resume --num-envs") == attempts, log
-        assert log.count("from step 0,") == log.count("complete: runs/") == 1, log
+    assert f"{NAMES[0]}: elsewhere: " in output
+    assert output.endswith("2 runs: 1 done 1 running \n")
+    assert "stopped by SIGTERM" in project.log(NAMES[0])
