@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11,<3.13"
+# requires-python = ">=3.11,<3.15"
 # dependencies = [
 #     "dm_control==1.0.50",
 #     "gymnasium==1.4.0",
@@ -14,6 +14,8 @@
 #     "torch==2.13.0",
 #     "tyro==1.0.17",
 # ]
+# [tool.uv]  # labmaze has no wheels for Python 3.13 and later, and only dm_control's mazes use it
+# override-dependencies = ["labmaze; python_version < '3.13'"]
 # ///
 """SAC (Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905), with the hyperparameters of
 CleanRL. `diff sac.py ams_sac.py` shows what Action Manifold Smoothing adds.
