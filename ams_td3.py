@@ -331,8 +331,8 @@ def sample_directions(sampling, batch_size, num_directions, action_dim, device=N
 
 
 def draw_directions(args: Args, action_dim, device) -> list:
-    """The directions [B, K, d] of the next updates: of one on a CPU, of 64 on a GPU, where the 28 small kernels of each
-    call would be a third of an update's."""
+    """The directions [B, K, d] of the next updates: of one on a CPU, of 64 on a GPU, where each of the 13 operations
+    of a call costs a launch or more, however small it is."""
     updates = 1 if device.type == "cpu" else 64
     directions = sample_directions(args.sampling, updates * args.batch_size, args.num_neighbors, action_dim, device)
     return list(directions.split(args.batch_size))
