@@ -239,8 +239,8 @@ class QNetwork(nn.Module):
         # W [s; a] + b = (W_s s + b) + W_a a: the state's part is computed once, not once per neighbor.
         weight_s, weight_a = self.fc1.weight.tensor_split([observations.shape[1]], dim=1)
         of_states = F.linear(observations, weight_s, self.fc1.bias)  # [B, 256]
-        # A CPU takes 2 neighbors at a time: what lies between two layers then stays in its cache. The numbers are the
-        # same; on one core beside a training run (dog, K = 8, both critics) 17.1 ms instead of 30.4.
+        # A CPU takes 2 neighbors at a time: what lies between two layers then stays in its cache. On one core beside a
+        # training run (dog, K = 8, both critics) that takes 17.1 ms instead of 30.4.
         piece = 2 if actions.device.type == "cpu" else actions.shape[1]
         q_values = []
         for neighbors in actions.transpose(0, 1).split(piece):  # [piece, B, d]
@@ -334,8 +334,8 @@ def sample_directions(sampling, batch_size, num_directions, action_dim, device=N
 
 
 def draw_directions(args: Args, action_dim, device) -> list:
-    """The directions [B, K, d] of the next updates: of one on a CPU, of 64 on a GPU, where the 28 small kernels of each
-    call would be a third of an update's."""
+    """The directions [B, K, d] of the next updates: of one on a CPU, of 64 on a GPU, where each of the 13 operations
+    of a call costs a launch or more, however small it is."""
     updates = 1 if device.type == "cpu" else 64
     directions = sample_directions(args.sampling, updates * args.batch_size, args.num_neighbors, action_dim, device)
     return list(directions.split(args.batch_size))
