@@ -9,7 +9,6 @@ others are drawn and named in captions.md. From Python, `load_runs("runs/")` has
 """
 
 import argparse
-import contextlib
 import functools
 import io
 import json
@@ -18,6 +17,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,36 +30,100 @@ from tqdm import tqdm
 
 plt.switch_backend("agg")  # no display needed, and none opened
 
-ALGORITHMS = {"ams_td3": "AMS-TD3", "ams_sac": "AMS-SAC", "ppo": "PPO", "td3": "TD3", "sac": "SAC"}
+# ---------------------------------------------------------------- names and looks
+ALGORITHMS = {
+    "ams_td3": "AMS-TD3",
+    "ams_sac": "AMS-SAC",
+    "ppo": "PPO",
+    "td3": "TD3",
+    "sac": "SAC",
+}
 PAIRS = {"ams_td3": "td3", "ams_sac": "sac"}  # AMS and its base algorithm
-# The arms of figure_is_it_ntd: what AMS adds to its base algorithm, one by one.
-ARMS = {"AMS": "default", "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1", "+ LayerNorm": "ntd=False"}
-ARMS |= {"Baseline": "default", "AMS, ε = 1.2": "epsilon=1.2"}
-SWITCHES = {"ntd": True, "layer_norm": True, "epsilon": 0.2, "num_neighbors": 8, "sampling": "orthogonal"}
-SWITCHES |= {"action_projection": "tanh"}
-# Looks of curves in turn: Okabe-Ito colours, told apart by the colour-blind, then greys; dashes and markers for print.
-COLORS = "#D55E00 #0072B2 #009E73 #E69F00 #56B4E9 #CC79A7 #000000 0.35 0.5 0.65 0.8".split()
-DASHES = ["", (5, 1, 1, 1), (1, 1), (4, 2), (7, 2), (5, 1, 1, 1, 1, 1), (1, 2), "", (4, 2), (1, 1), (2, 1)]
-MARKERS = list("osX^vDP<>*h")
-STYLE = {"savefig.dpi": 300, "legend.frameon": False, "legend.handlelength": 3.2, "lines.markersize": 4}
-STYLE |= {"pdf.fonttype": 42, "svg.hashsalt": "plot_curves"}  # TrueType, as journals ask; the same data, the same file
+
+# What AMS adds to its base algorithm, one by one: the variants that figure_is_it_ntd compares.
+ARMS = {
+    "AMS": "default",
+    "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1",
+    "+ LayerNorm": "ntd=False",
+    "Baseline": "default",  # of the base algorithm
+    "AMS, ε = 1.2": "epsilon=1.2",
+}
+# Arguments that make a variant of an algorithm, with their usual values.
+SWITCHES = {
+    "ntd": True,
+    "layer_norm": True,
+    "epsilon": 0.2,
+    "num_neighbors": 8,
+    "sampling": "orthogonal",
+    "action_projection": "tanh",
+}
+
+# How the curve with a label looks: colors that the color-blind tell apart (Okabe, Ito), dashes and markers for print.
+LOOKS = {
+    "AMS-TD3": ("#D55E00", "", "o"),
+    "AMS-SAC": ("#0072B2", (5, 1, 1, 1), "s"),
+    "PPO": ("#009E73", (1, 1), "X"),
+    "TD3": ("#E69F00", (4, 2), "^"),
+    "SAC": ("#56B4E9", (7, 2), "v"),
+    "AMS": ("#D55E00", "", "o"),
+    "+ LayerNorm, point target": ("#0072B2", (5, 1, 1, 1), "s"),
+    "+ LayerNorm": ("#009E73", (1, 1), "X"),
+    "AMS (full): ε = 0.2, K = 8": ("#D55E00", "", "o"),
+    "w/o LN-Q": ("#0072B2", (5, 1, 1, 1), "s"),
+    "w/o NTD": ("#009E73", (1, 1), "X"),
+    "Baseline": ("#E69F00", (4, 2), "^"),
+    "AMS, ε = 1.2": ("#56B4E9", (7, 2), "v"),
+    "ε = 0.4, or K = 4": ("#56B4E9", (7, 2), "v"),
+    "ε = 0.6, or K = 6": ("#CC79A7", (5, 1, 1, 1, 1, 1), "D"),
+    "ε = 0.8, or K = 10": ("#000000", (1, 2), "P"),
+}
+GREYS = [("0.35", "", "<"), ("0.5", (4, 2), ">"), ("0.65", (1, 1), "*"), ("0.8", (2, 1), "h")]  # of others' curves
+STYLE = {
+    "savefig.dpi": 300,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,  # TrueType, as journals ask
+    "svg.hashsalt": "plot_curves",  # the same data, the same file
+}
 WIDTH = 6.75  # inches, the text width of a two-column page, so that font sizes are the printed ones
-AXES = {"steps": ("step", "Steps (thousands)", 1e3), "frames": ("frames", "Frames (millions)", 1e6)}
-AXES |= {"updates": ("updates", "Updates (thousands)", 1e3), "hours": ("wall_seconds", "Hours", 3600)}
 MAX_RETURN = 1000  # of an episode in all of the paper's tasks: 1000 control steps with rewards in [0, 1]
-REPS, TAUS = 1000, np.linspace(0, 1, 51)  # rliable's bootstrap, and thresholds of performance profiles
-MEASURES = {name: getattr(metrics, f"aggregate_{name}") for name in ("iqm", "median", "mean", "optimality_gap")}
-METRICS = {"eval": ("eval/episodic_return", "final", "Evaluation return")}  # tag, column of the table of runs, label
-METRICS |= {"train": ("charts/episodic_return", "training_return_last_10_percent", "Training return")}
-DIAGNOSTICS = {"diagnostics/critic_grad_norm": "Critic gradient norm"}
-DIAGNOSTICS |= {"diagnostics/td_target_variance": "TD target variance"}
+# --x-axis: column, label, and how many of the column's units are one on the axis.
+AXES = {
+    "steps": ("step", "Steps (thousands)", 1e3),
+    "frames": ("frames", "Frames (millions)", 1e6),
+    "updates": ("updates", "Updates (thousands)", 1e3),
+    "hours": ("wall_seconds", "Hours", 3600),
+}
+# --metric: tag of the curves, column of the table of runs, label.
+METRICS = {
+    "eval": ("eval/episodic_return", "final", "Evaluation return"),
+    "train": ("charts/episodic_return", "training_return_last_10_percent", "Training return"),
+}
+DIAGNOSTICS = {
+    "diagnostics/critic_grad_norm": "Critic gradient norm",
+    "diagnostics/td_target_variance": "TD target variance",
+}
+MEASURES = {
+    "iqm": metrics.aggregate_iqm,
+    "median": metrics.aggregate_median,
+    "mean": metrics.aggregate_mean,
+    "optimality_gap": metrics.aggregate_optimality_gap,
+}
+REPETITIONS = 1000  # of rliable's bootstrap
+THRESHOLDS = np.linspace(0, 1, 51)  # of performance profiles
+
 COUNTERS = ["frames", "updates", "wall_seconds"]
 CELL = ["algorithm", "variant", "task"]
 KEY = [*CELL, "seed"]
 EPISODES = [*KEY, "origin", "step", *COUNTERS, "episode", "return"]
 SCALARS = [*KEY, "origin", "step", *COUNTERS, "tag", "value"]
+RUNS = [*KEY, "origin", "path", "args", "global_step", "wall_seconds", "device", "training_return_last_10_percent"]
+TYPES = {"seed": np.int64, "step": np.int64, "wall_seconds": float, "return": float, "value": float}
+CURVE = ["panel", "label"]
 
 
+# ---------------------------------------------------------------- files
 class InputError(ValueError):
     """The runs, or a file given, cannot be used; the message is one line for the user."""
 
@@ -71,26 +135,28 @@ def note(message):
 
 def write(path, content):
     """Text or bytes replace a file in one step."""
+    if isinstance(content, str):
+        content = content.encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
 def read_csv(path, columns=None):
     """A CSV file as a DataFrame; InputError if one of these columns is missing, or a number in it is none."""
-    types = {"seed": np.int64, "step": np.int64, "wall_seconds": float, "return": float, "value": float}
     try:
-        return pd.read_csv(path, usecols=columns, dtype=types, float_precision="round_trip")
+        return pd.read_csv(path, usecols=columns, dtype=TYPES, float_precision="round_trip")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be used: {message}") from None
 
 
 def stack(frames):
     """The frames below each other; empty ones would spoil the types of the others."""
-    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled or frames[:1], ignore_index=True)
 
 
-@functools.cache
 def paper(table):
     """The paper's numbers of one table, in its order, from results/paper.csv."""
     numbers = read_csv(Path(__file__).resolve().parent / "results" / "paper.csv")
@@ -99,10 +165,8 @@ def paper(table):
 
 def by_task(rows):
     """Rows in the order of the paper's tasks, others behind."""
-    known = list(paper("2")["task"].unique())
-    return rows.sort_values(
-        "task", kind="stable", key=lambda tasks: tasks.map({task: i for i, task in enumerate(known)})
-    )
+    place = {task: i for i, task in enumerate(paper("2")["task"].unique())}
+    return rows.sort_values("task", kind="stable", key=lambda tasks: tasks.map(place))
 
 
 # ---------------------------------------------------------------- reading
@@ -110,9 +174,36 @@ def variant_of(args):
     """What sets a run apart from its algorithm's default: arguments, like "epsilon=0.4", or else its exp_name."""
     if args["algorithm"] not in ALGORITHMS:
         raise ValueError(f"algorithm {args['algorithm']!r} is none of {', '.join(ALGORITHMS)}")
-    parts = [f"{name}={args[name]}" for name, usual in SWITCHES.items() if args.get(name, usual) != usual]
+    changed = []
+    for name, usual in SWITCHES.items():
+        value = args.get(name, usual)
+        if value != usual:
+            changed.append(f"{name}={value}")
+    if changed:
+        return " ".join(changed)
     name = args.get("exp_name", args["algorithm"])
-    return " ".join(parts) or ("default" if name == args["algorithm"] else name)
+    if name == args["algorithm"]:
+        return "default"
+    return name
+
+
+def read_run(folder, origin):
+    """A run's record, which is its result with names and arguments, and its evaluations: EPISODES, None without."""
+    args = json.loads((folder / "args.json").read_text())
+    result = {}
+    if (folder / "result.json").exists():
+        result = json.loads((folder / "result.json").read_text())
+    names = {
+        "algorithm": args["algorithm"],
+        "variant": variant_of(args),
+        "task": args["env_id"],
+        "seed": int(args["seed"]),
+        "origin": origin,
+    }
+    episodes = None
+    if (folder / "evaluations.csv").exists():
+        episodes = read_csv(folder / "evaluations.csv", ["step", *COUNTERS, "episode", "return"]).assign(**names)
+    return {**result, **names, "args": args, "path": str(folder)}, episodes
 
 
 def read_runs(directories):
@@ -122,7 +213,9 @@ def read_runs(directories):
     evaluations: EPISODES and the run's index in `run`; diagnostics, of published runs: SCALARS and `run`. `origin` is
     the end of the directory's path. InputError if there are no runs, or if two claim the same place.
     """
-    records, evaluations, diagnostics = [], [pd.DataFrame(columns=EPISODES)], [pd.DataFrame(columns=SCALARS)]
+    records = []
+    evaluations = [pd.DataFrame(columns=EPISODES)]
+    diagnostics = [pd.DataFrame(columns=SCALARS)]
     for directory in map(Path, directories):
         if not directory.is_dir():
             raise InputError(f"{directory} is no folder; give the one that holds the runs, such as runs/")
@@ -131,71 +224,100 @@ def read_runs(directories):
             evaluations.append(read_csv(directory / "evaluations.csv", EPISODES))
             diagnostics.append(read_csv(directory / "diagnostics.csv", SCALARS))
             continue
-        for folder in sorted(path.parent for path in directory.rglob("args.json")):
+        origin = "/".join(directory.resolve().parts[-2:])
+        for path in sorted(directory.rglob("args.json")):
             try:
-                args = json.loads((folder / "args.json").read_text())
-                result = json.loads(path.read_text()) if (path := folder / "result.json").exists() else {}
-                names = {"algorithm": args["algorithm"], "variant": variant_of(args), "task": args["env_id"]}
-                names |= {"seed": int(args["seed"]), "origin": "/".join(directory.resolve().parts[-2:])}
-                if (folder / "evaluations.csv").exists():
-                    frame = read_csv(folder / "evaluations.csv", ["step", *COUNTERS, "episode", "return"])
-                    evaluations.append(frame.assign(**names))
-                records.append(result | names | {"args": args, "path": str(folder)})
+                record, episodes = read_run(path.parent, origin)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                note(f"{folder} is left out, one of its files cannot be used: {error!r}")
+                note(f"{path.parent} is left out, one of its files cannot be used: {error!r}")
+                continue
+            records.append(record)
+            if episodes is not None:
+                evaluations.append(episodes)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, directories))}: no folder holds a usable args.json")
-    columns = [*KEY, "origin", "path", "args", "global_step", "wall_seconds", "device", METRICS["train"][1]]
     records.sort(key=lambda record: [record[name] for name in KEY])
-    runs = pd.DataFrame(records).reindex(columns=columns).assign(record=records)
+    runs = pd.DataFrame(records).reindex(columns=RUNS)
+    runs["record"] = records
+    refuse_rivals(runs)
+    run_numbers = runs[KEY].reset_index(names="run")
+    evaluations = stack(evaluations).merge(run_numbers, on=KEY)
+    diagnostics = stack(diagnostics).merge(run_numbers, on=KEY)
+    runs["last"] = evaluations.groupby("run")["step"].max().reindex(runs.index, fill_value=0)
+    at_end = evaluations[evaluations["step"] == evaluations["run"].map(runs["last"])]
+    runs["final"] = at_end.groupby("run")["return"].mean()
+    runs["finished"] = runs["global_step"].notna()
+    runs["hours"] = runs["wall_seconds"] / runs["global_step"] * 1e6 / 3600
+    return runs, evaluations, diagnostics
+
+
+def refuse_rivals(runs):
+    """InputError if two runs are of one algorithm, variant, task and seed."""
     for key, rivals in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
         where = ", ".join(rivals["path"].fillna(rivals["origin"]))
         raise InputError(f"{len(rivals)} runs claim {' '.join(map(str, key))}: {where}; remove all but one")
-    numbered = runs[KEY].reset_index(names="run")
-    evaluations, diagnostics = (stack(frames).merge(numbered, on=KEY) for frames in (evaluations, diagnostics))
-    last = evaluations.groupby("run")["step"].max().reindex(runs.index, fill_value=0)
-    at_end = evaluations[evaluations["step"] == evaluations["run"].map(last)]
-    runs = runs.assign(last=last, finished=runs["global_step"].notna(), final=at_end.groupby("run")["return"].mean())
-    return runs.assign(hours=runs["wall_seconds"] / runs["global_step"] * 1e6 / 3600), evaluations, diagnostics
+
+
+def read_events(folder):
+    """All scalars of a run's event files, as lists of tag, step and value, and what was said about damage."""
+    damage = logging.handlers.BufferingHandler(1_000_000)
+    logger = logging.getLogger("tensorboard")
+    logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
+    logger.handlers = [damage]
+    logger.propagate = False
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    rows = []
+    for tag in events.Tags()["scalars"]:
+        rows += [[tag, event.step, event.value] for event in events.Scalars(tag)]
+    problems = [record.getMessage() for record in damage.buffer if record.msg.startswith("Truncated record")]
+    return rows, problems
 
 
 def read_scalars(folder, tags=None):
-    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and their problems."""
-    # The cache is valid while all event files keep size and time.
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in folder.glob("*tfevents*")}
-    cache, head = folder / ".plot_curves.csv", {}
-    with contextlib.suppress(OSError, ValueError), cache.open() as file:  # none yet, or damaged
-        head, frame = json.loads(file.readline()), pd.read_csv(file)
-    if head.get("files") != files:
-        logger, messages = logging.getLogger("tensorboard"), logging.handlers.BufferingHandler(1_000_000)
-        logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
-        logger.handlers, logger.propagate = [messages], False
-        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-        names = accumulator.Reload().Tags()["scalars"] if files else []
-        rows = [(name, event.step, event.value) for name in names for event in accumulator.Scalars(name)]
-        frame = pd.DataFrame(rows, columns=["tag", "step", "value"])
-        problems = [record.getMessage() for record in messages.buffer if record.msg.startswith("Truncated record")]
-        head = {"files": files, "problems": problems}
-        with contextlib.suppress(OSError):  # a full disk, or a read-only folder
-            write(cache, f"{json.dumps(head)}\n{frame.to_csv(index=False)}")
+    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and their problems.
+
+    They are read once: a cache in the run's folder holds them while all event files keep their size and time.
+    """
+    files = {}
+    for path in folder.glob("*tfevents*"):
+        files[path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
+    cache_file = folder / ".plot_curves.json"
+    cache = {}
+    try:
+        cache = json.loads(cache_file.read_text())
+    except (OSError, ValueError):  # none yet, or damaged
+        pass
+    if cache.get("files") != files or "rows" not in cache:
+        rows, problems = read_events(folder) if files else ([], [])
+        cache = {"files": files, "problems": problems, "rows": rows}
+        try:
+            write(cache_file, json.dumps(cache))
+        except OSError:  # a full disk, or a read-only folder: it is read again the next time
+            pass
+    frame = pd.DataFrame(cache["rows"], columns=["tag", "step", "value"])
     frame = frame.astype({"tag": str, "step": np.int64, "value": float})
-    return frame if tags is None else frame[frame["tag"].isin(tags)], head["problems"]
+    if tags is not None:
+        frame = frame[frame["tag"].isin(tags)]
+    return frame, cache["problems"]
 
 
 def scalars(runs, evaluations, tags=None, apply=map):
     """SCALARS of the runs' event files, of these tags or all, and `run`; counters are interpolated in evaluations."""
-    runs, blocks = runs.dropna(subset="path"), [pd.DataFrame(columns=[*SCALARS, "run"])]
+    runs = runs.dropna(subset="path")
     reading = apply(functools.partial(read_scalars, tags=tags), map(Path, runs["path"]))
-    reading = tqdm(reading, "reading event files", len(runs), leave=False)
+    reading = tqdm(reading, "reading event files", len(runs), leave=False, disable=None)
+    blocks = [pd.DataFrame(columns=[*SCALARS, "run"])]
     for run, (frame, problems) in zip(runs.itertuples(), reading, strict=True):
         for problem in problems:
             note(f"{problem}; what comes before is used")
-        counts = np.full((len(frame), len(COUNTERS)), np.nan)
+        names = {name: getattr(run, name) for name in [*KEY, "origin"]}
+        frame = frame.assign(**names, run=run.Index)
+        frame[COUNTERS] = np.nan
         known = evaluations[evaluations["run"] == run.Index].groupby("step")[COUNTERS].first()
         if len(known) > 1:
-            counts = scipy.interpolate.interp1d(known.index, known, axis=0, fill_value="extrapolate")(frame["step"])
-        names = {name: getattr(run, name) for name in (*KEY, "origin")} | {"run": run.Index}
-        blocks.append(frame.assign(**names, **dict(zip(COUNTERS, counts.T, strict=True))))
+            counters_at = scipy.interpolate.interp1d(known.index, known, axis=0, fill_value="extrapolate")
+            frame[COUNTERS] = counters_at(frame["step"])
+        blocks.append(frame)
     return stack(blocks)
 
 
@@ -209,7 +331,7 @@ def binned(rows):
 def evaluated(evaluations):
     """The mean return of each evaluation, in the form of `scalars`."""
     rows = evaluations.groupby([*KEY, "origin", "run", "step"], as_index=False)[[*COUNTERS, "return"]].mean()
-    return rows.rename(columns={"return": "value"}).assign(tag=METRICS["eval"][0])
+    return rows.rename(columns={"return": "value"}).assign(tag="eval/episodic_return")
 
 
 def load_runs(*directories):
@@ -219,10 +341,11 @@ def load_runs(*directories):
     """
     runs, evaluations, diagnostics = read_runs(directories)
     logged = scalars(runs, evaluations)
-    return stack([evaluated(evaluations), diagnostics, logged[logged["tag"] != METRICS["eval"][0]]])[SCALARS]
+    logged = logged[logged["tag"] != "eval/episodic_return"]
+    return stack([evaluated(evaluations), diagnostics, logged])[SCALARS]
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- curves
 def reached(last):
     """The last step that more than half of the runs have got to, of the last steps of each."""
     return last.sort_values().iloc[(len(last) - 1) // 2]
@@ -230,206 +353,335 @@ def reached(last):
 
 def on_axis(rows, x_axis):
     """Rows of curves (`panel`, `label`) with `x`, `xlabel`; `whole` ones, of runs that got to `end`, make the mean."""
-    (column, xlabel, unit), curve = AXES[x_axis], ["panel", "label"]
+    column, xlabel, unit = AXES[x_axis]
     rows = rows.dropna(subset=column)
-    last = rows.groupby([*curve, "run"])["step"].transform("max")
-    end = rows.groupby([*curve, "run"])["step"].max().groupby(level=[0, 1]).agg(reached)
-    rows = rows.assign(last=last, xlabel=xlabel).join(end.rename("end"), on=curve)
+    last = rows.groupby([*CURVE, "run"])["step"].max()  # a row is a run
+    end = last.groupby(level=CURVE).agg(reached)  # a row is a curve
+    rows = rows.join(last.rename("last"), on=[*CURVE, "run"]).join(end.rename("end"), on=CURVE)
     rows["whole"] = (rows["step"] <= rows["end"]) & (rows["last"] >= rows["end"])
-    means = rows[rows["whole"]].groupby([*curve, "step"])[column].transform("mean")
-    return rows.assign(x=means.reindex(rows.index).fillna(rows[column]) / unit)
+    mean = rows[rows["whole"]].groupby([*CURVE, "step"])[column].transform("mean")
+    rows["x"] = mean.reindex(rows.index).fillna(rows[column]) / unit
+    rows["xlabel"] = xlabel
+    return rows
 
 
 def band(values):
     """The 95% confidence interval of the mean: mean +/- t(0.975, n - 1) s / sqrt(n); NaN below n = 3."""
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * pd.Series(values).sem() if len(values) > 2 else np.nan
+    half = np.nan
+    if len(values) > 2:
+        half = scipy.stats.t.ppf(0.975, len(values) - 1) * pd.Series(values).sem()
     return np.mean(values) - half, np.mean(values) + half
 
 
-def draw(rows, labels, ylabel, columns, log=False, ends=False):
+def log_band(values):
+    """The interval of `band` for the logarithms, as values."""
+    return np.exp(band(np.log(values)))
+
+
+def seeds_of(counts):
+    """ "3" for one count of seeds, "2–5" for several."""
+    if counts.min() == counts.max():
+        return str(counts.min())
+    return f"{counts.min()}–{counts.max()}"
+
+
+def draw(rows, ylabel, columns, looks=LOOKS, log=False, ends=False):
     """Curves of `on_axis`, a panel each `panel`, with one legend, by seaborn: the figure, None without rows.
 
     With `log` mean and interval are of the logarithms; `ends`: bars right of the curves for the last, instead of bands.
     """
     if rows.empty:
         return None
-    names = [name for name in labels if (rows["label"] == name).any()]
-    looks = {"palette": COLORS, "dashes": DASHES, "markers": MARKERS}
-    looks = {key: dict(zip(labels, values, strict=False)) for key, values in looks.items()}
-    mean = scipy.stats.gmean if log else "mean"
-    interval = (lambda values: np.exp(band(np.log(values)))) if log else band
-    options = {"height": 1.5 if columns > 3 else 2, "facet_kws": {"sharex": False, "sharey": False}}
-    options |= {"hue_order": names, "style_order": names, "col_order": rows["panel"].unique(), "col_wrap": columns}
-    options |= {"estimator": mean, "errorbar": None if ends else interval, "err_kws": {"alpha": 0.15, "linewidth": 0}}
-    options |= {"kind": "line", "markevery": 0.15, "hue": "label", "style": "label", "col": "panel"}
-    grid = sns.relplot(rows[rows["whole"]], x="x", y="value", **options, **looks)
+    whole = rows[rows["whole"]]
+    shown = [label for label in looks if (rows["label"] == label).any()]
+    colors = {label: color for label, (color, _, _) in looks.items()}
+    interval = log_band if log else band
+    grid = sns.relplot(
+        whole,
+        kind="line",
+        x="x",
+        y="value",
+        col="panel",
+        col_order=rows["panel"].unique(),
+        col_wrap=columns,
+        hue="label",
+        hue_order=shown,
+        palette=colors,
+        style="label",
+        style_order=shown,
+        dashes={label: dashes for label, (_, dashes, _) in looks.items()},
+        markers={label: marker for label, (_, _, marker) in looks.items()},
+        markevery=0.15,
+        estimator=scipy.stats.gmean if log else "mean",
+        errorbar=None if ends else interval,
+        err_kws={"alpha": 0.15, "linewidth": 0},
+        height=1.5 if columns > 3 else 2,
+        facet_kws={"sharex": False, "sharey": False},
+    )
     for panel, axis in grid.axes_dict.items():
-        own = rows[rows["panel"] == panel]
-        for (_, label), curve in own[~own["whole"]].groupby(["run", "label"]):
-            axis.plot(curve["x"], curve["value"], color=looks["palette"][label], linewidth=0.5)
-        last = own[own["whole"] & (own["step"] == own["end"]) & ends]
-        for i, (label, curve) in enumerate(last.groupby("label")):
-            (x, y), (low, _) = curve[["x", "value"]].mean(), interval(curve["value"])
-            axis.errorbar(x * (1.03 + 0.02 * i), y, y - low, color=looks["palette"][label], capsize=2)
-        axis.set(title=panel, xlabel=own["xlabel"].iloc[0], ylabel="", xlim=(0, None))
-        axis.set_yscale("log" if log else "linear")
+        in_panel = rows[rows["panel"] == panel]
+        for (_, label), curve in in_panel[~in_panel["whole"]].groupby(["run", "label"]):
+            axis.plot(curve["x"], curve["value"], color=colors[label], linewidth=0.5)
+        if ends:
+            draw_ends(axis, whole[whole["panel"] == panel], colors)
+        axis.set_title(panel)
+        axis.set_xlabel(in_panel["xlabel"].iloc[0])
+        axis.set_ylabel("")
+        axis.set_xlim(0, None)
+        if log:
+            axis.set_yscale("log")
     if not log and set(rows["task"]) <= set(paper("2")["task"]):  # one scale for all of the paper's tasks
-        grid.set(ylim=(0, min(MAX_RETURN, 1.05 * max(axis.dataLim.y1 for axis in grid.axes.flat))))
-    seeds = sorted(rows[rows["whole"]].groupby(["panel", "label"])["run"].nunique().unique())
-    title = f"Mean over {'–'.join(map(str, seeds[:: len(seeds) - 1 or 1]))} seeds; 95% confidence interval from 3 on"
-    sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncols=min(4, len(names)), title=title)
+        highest = max(axis.dataLim.y1 for axis in grid.axes.flat)
+        grid.set(ylim=(0, min(MAX_RETURN, 1.05 * highest)))
+    seeds = seeds_of(whole.groupby(CURVE)["run"].nunique())
+    title = f"Mean over {seeds} seeds; 95% confidence interval from 3 on"
+    sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncols=min(4, len(shown)), title=title)
     grid.figure.supylabel(ylabel, fontsize=8)
     grid.figure.set_figwidth(WIDTH)
     grid.tight_layout(rect=(0, 0, 1, 1))
     return grid.figure
 
 
-def figure_3(it):
+def draw_ends(axis, whole, colors):
+    """Right of each curve, its mean and interval at the last step."""
+    at_end = whole[whole["step"] == whole["end"]]
+    for i, (label, values) in enumerate(at_end.groupby("label")):
+        x = values["x"].mean() * (1.03 + 0.02 * i)
+        mean = values["value"].mean()
+        low, _ = band(values["value"])
+        axis.errorbar(x, mean, mean - low, color=colors[label], capsize=2)
+
+
+# ---------------------------------------------------------------- figures; the docstring is the caption
+def figure_3(data, options):
     """Learning curves of the algorithms with their default settings, and of --reference in grey."""
-    rows = it.returns[it.returns["variant"] == "default"]
-    rows = [rows.assign(label=rows["algorithm"].map(ALGORITHMS))]
-    for path in it.reference:
+    ours = data.returns[data.returns["variant"] == "default"]
+    rows = [ours.assign(label=ours["algorithm"].map(ALGORITHMS))]
+    for path in options.reference:
         name = "/".join(path.with_suffix("").parts[-2:])
-        others = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
-        label = others["algorithm"] + " " + others["variant"] + ", " + name
-        rows.append(others.assign(label=label, run=name + others["seed"].astype(str)))
-    rows = on_axis(by_task(stack(rows)).assign(panel=lambda own: own["task"].str.title()), it.x_axis)
-    labels = [*ALGORITHMS.values(), *"ab", *sorted(set(rows["label"]) - {*ALGORITHMS.values()})]  # greys come eighth
-    return draw(rows, labels, it.ylabel, min(4, max(1, rows["task"].nunique())))
+        theirs = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
+        theirs["label"] = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
+        theirs["run"] = name + theirs["seed"].astype(str)
+        rows.append(theirs)
+    rows = by_task(stack(rows))
+    rows["panel"] = rows["task"].str.title()
+    looks = dict(LOOKS)
+    for i, label in enumerate(sorted(set(rows["label"]) - set(LOOKS))):
+        looks[label] = GREYS[i % len(GREYS)]
+    columns = min(4, max(1, rows["task"].nunique()))
+    return draw(on_axis(rows, options.x_axis), options.ylabel, columns, looks)
 
 
-def figure_4(it):
+def figure_4(data, options):
     """Critic gradient norm and TD target variance; the ratios are of means over the last 10% of the finished runs."""
-    rows = it.diagnostics[(it.diagnostics["task"] == it.task) & (it.diagnostics["variant"] == "default")]
+    rows = data.diagnostics
+    rows = rows[(rows["task"] == options.task) & (rows["variant"] == "default")]
     rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS), panel=rows["tag"].map(DIAGNOSTICS))
-    ends = rows[rows["step"] > 0.9 * rows["run"].map(it.runs["last"].where(it.runs["finished"]))]
-    ends = ends.groupby(["task", "tag", "algorithm"])["value"].mean()
+    last = rows["run"].map(data.runs["last"].where(data.runs["finished"]))
+    means = rows[rows["step"] > 0.9 * last].groupby(["tag", "algorithm"])["value"].mean()
     papers = paper("Figure 4").set_index(["task", "measure", "algorithm"])["mean"]
-    for task, tag, ams in ends.index:
-        if (base := (task, tag, PAIRS.get(ams))) in ends:
-            ratio = f"\n{ALGORITHMS[base[2]]} / {ALGORITHMS[ams]}: {ends[base] / ends[task, tag, ams]:.1f}×"
-            ratio += f" (paper {papers[base] / papers[task, tag, ams]:.1f})" if base in papers else ""
-            rows.loc[rows["tag"] == tag, "panel"] += ratio
-    return draw(on_axis(rows, it.x_axis), list(ALGORITHMS.values()), "Geometric mean", 2, log=True)
+    for tag, ams in means.index:
+        base = PAIRS.get(ams)
+        if (tag, base) not in means:
+            continue
+        ratio = means[tag, base] / means[tag, ams]
+        title = f"\n{ALGORITHMS[base]} / {ALGORITHMS[ams]}: {ratio:.1f}×"
+        if (options.task, tag, base) in papers:
+            papers_ratio = papers[options.task, tag, base] / papers[options.task, tag, ams]
+            title += f" (paper {papers_ratio:.1f})"
+        rows.loc[rows["tag"] == tag, "panel"] += title
+    return draw(on_axis(rows, options.x_axis), "Geometric mean", 2, log=True)
 
 
 def of_ablation(rows, task):
     """Rows of one task, of each variant's seeds 0, 42 and 123 alone where there are any, as in the paper's Table 3."""
     rows = rows[rows["task"] == task]
-    own = rows["seed"].isin([0, 42, 123])
-    return rows[own | ~own.groupby([rows["algorithm"], rows["variant"]]).transform("any")]
+    papers_seed = rows["seed"].isin([0, 42, 123])
+    has_papers_seed = papers_seed.groupby([rows["algorithm"], rows["variant"]]).transform("any")
+    return rows[papers_seed | ~has_papers_seed]
 
 
-def figure_5(it):
+def figure_5(data, options):
     """Ablations: components with TD3 and SAC, radius, number of neighbours; the bars are the intervals at the end."""
     design = paper("3")[["group", "curve", "algorithm", "variant"]].rename(columns={"curve": "label"})
     design["panel"] = design["group"] + ", " + design["algorithm"].str.removeprefix("ams_").str.upper()
-    labels = list(pd.concat([design["label"][3::-1], design["label"]]).unique())  # AMS (full) first
-    rows = design.merge(of_ablation(it.returns, it.task), on=["algorithm", "variant"])
-    return draw(on_axis(rows, it.x_axis), labels, it.ylabel, 2, ends=True)
+    rows = design.merge(of_ablation(data.returns, options.task), on=["algorithm", "variant"])
+    return draw(on_axis(rows, options.x_axis), options.ylabel, 2, ends=True)
 
 
-def figure_a1(it):
+def figure_a1(data, options):
     """Inner products of Gaussian and of orthogonal directions, one draw of K = 8 in 38 dimensions; lengths of 4,096."""
     import torch  # only for this figure; the rest of the plotter does without
 
     from ams_td3 import sample_directions
 
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3), layout="constrained")
-    for axis, name in zip(axes, ("gaussian", "orthogonal"), strict=True):
-        v = sample_directions(name, 4096, 8, 38, generator=torch.Generator().manual_seed(0))
-        look = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r", "square": True, "annot": True, "fmt": ".1f", "cbar": False}
-        sns.heatmap((v[0] @ v[0].T).round(decimals=1) + 0.0, ax=axis, annot_kws={"size": 6}, **look)
-        axis.set_title(f"{name.capitalize()}: length {v.norm(dim=2).mean():.2f} ± {v.norm(dim=2).std():.2f}")
+    for axis, name in zip(axes, ["gaussian", "orthogonal"], strict=True):
+        directions = sample_directions(name, 4096, 8, 38, generator=torch.Generator().manual_seed(0))
+        products = (directions[0] @ directions[0].T).round(decimals=1) + 0.0  # no -0.0
+        lengths = directions.norm(dim=2)
+        sns.heatmap(
+            products,
+            ax=axis,
+            vmin=-1,
+            vmax=1,
+            cmap="RdBu_r",
+            square=True,
+            annot=True,
+            fmt=".1f",
+            annot_kws={"size": 6},
+            cbar=False,
+        )
+        axis.set_title(f"{name.capitalize()}: length {lengths.mean():.2f} ± {lengths.std():.2f}")
     return figure
 
 
 def in_arms(rows):
     """The rows of ARMS, with `label` and `panel`, of tasks that have AMS and two more of its arms."""
-    arms = [(label, variant, ams, base) for ams, base in PAIRS.items() for label, variant in ARMS.items()]
-    arms = pd.DataFrame(arms, columns=["label", "variant", "algorithm", "base"])
-    arms["algorithm"] = arms["algorithm"].where(arms["label"] != "Baseline", arms["base"])
-    rows = arms.merge(rows, on=["algorithm", "variant"])
+    design = []
+    for ams, base in PAIRS.items():
+        for label, variant in ARMS.items():
+            algorithm = base if label == "Baseline" else ams
+            design.append({"label": label, "variant": variant, "algorithm": algorithm, "base": base})
+    rows = pd.DataFrame(design).merge(rows, on=["algorithm", "variant"])
     rows["panel"] = rows["task"].str.title() + ", " + rows["base"].str.upper()
-    arms = rows.groupby("panel")["label"].agg(set)
-    return by_task(rows[rows["panel"].isin([panel for panel, own in arms.items() if "AMS" in own and len(own) > 2])])
+    comparable_panels = []
+    for panel, labels in rows.groupby("panel")["label"]:
+        if "AMS" in set(labels) and labels.nunique() > 2:
+            comparable_panels.append(panel)
+    return by_task(rows[rows["panel"].isin(comparable_panels)])
 
 
-def figure_is_it_ntd(it):
+def figure_is_it_ntd(data, options):
     """What AMS adds to TD3 and SAC, one by one, against steps and hours. Dotted: the paper, at 500K or 1M steps."""
-    papers, both, axes = paper("2").set_index(["task", "algorithm"]), [it.arms[:0]], []
-    for cell, own in it.arms.groupby(["task", "base"], sort=False):
-        both += [on_axis(own, "steps"), on_axis(own.assign(panel=own["panel"] + " "), "hours")]
-        axes += [cell, cell]
-    figure = draw(stack(both), list(ARMS), "Evaluation return", 2)
-    for axis, (task, base) in zip(figure.axes if figure else (), axes, strict=True):
+    papers = paper("2").set_index(["task", "algorithm"])["mean"]
+    rows = [data.arms[:0]]
+    cells = []  # of each panel
+    for cell, arms in data.arms.groupby(["task", "base"], sort=False):
+        rows.append(on_axis(arms, "steps"))
+        rows.append(on_axis(arms.assign(panel=arms["panel"] + " "), "hours"))
+        cells += [cell, cell]
+    figure = draw(stack(rows), "Evaluation return", 2)
+    if figure is None:
+        return None
+    for axis, (task, base) in zip(figure.axes, cells, strict=True):
         axis.set_ylim(0, MAX_RETURN)
-        for key, color in (((task, base), COLORS[3]), ((task, f"ams_{base}"), COLORS[0])):
-            if key in papers.index:
-                mean = papers.loc[key, "mean"]
-                axis.axhline(mean, color=color, linestyle=":", linewidth=1)
-                axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
+        for algorithm in [base, f"ams_{base}"]:
+            if (task, algorithm) not in papers:
+                continue
+            mean = papers[task, algorithm]
+            color, _, _ = LOOKS["Baseline" if algorithm == base else "AMS"]
+            axis.axhline(mean, color=color, linestyle=":", linewidth=1)
+            axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
     return figure
 
 
-def figure_aggregates(it):
+def figure_aggregates(data, options):
     """rliable's aggregates of final returns / 1000, with 95% intervals of a stratified bootstrap over seeds."""
-    looks = {"colors": dict(zip(ALGORITHMS.values(), COLORS, strict=False)), "xlabel": "", "subfigure_width": 2.2}
-    return plot_utils.plot_interval_estimates(*it.aggregates, list(MEASURES), **looks)[0]
+    if not data.scores:
+        return None
+    colors = {name: color for name, (color, _, _) in LOOKS.items()}
+    figure, _ = plot_utils.plot_interval_estimates(
+        *data.aggregates, list(MEASURES), colors=colors, xlabel="", subfigure_width=2.2
+    )
+    return figure
 
 
-def figure_profiles(it):
+def figure_profiles(data, options):
     """rliable's performance profiles: the share of runs above each final return / 1000, with 95% bands."""
-    looks = {"colors": COLORS, "linestyles": [(0, dash) if dash else "-" for dash in DASHES]}
-    looks = {key: dict(zip(ALGORITHMS.values(), values, strict=False)) for key, values in looks.items()}
-    values, bounds = library.create_performance_profile(it.scores, TAUS, reps=REPS)
-    axis = plot_utils.plot_performance_profiles(values, TAUS, bounds, xlabel="Return / 1000", figsize=(5, 3), **looks)
+    if not data.scores:
+        return None
+    colors = {name: color for name, (color, _, _) in LOOKS.items()}
+    linestyles = {name: (0, dashes) if dashes else "-" for name, (_, dashes, _) in LOOKS.items()}
+    np.random.seed(0)
+    profiles, bands = library.create_performance_profile(data.scores, THRESHOLDS, reps=REPETITIONS)
+    axis = plot_utils.plot_performance_profiles(
+        profiles,
+        THRESHOLDS,
+        bands,
+        xlabel="Return / 1000",
+        figsize=(5, 3),
+        colors=colors,
+        linestyles=linestyles,
+    )
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return axis.figure
 
 
-# ---------------------------------------------------------------- tables
+# ---------------------------------------------------------------- numbers of tables
 def comparable(runs, cell=CELL):
     """Finished runs that may be averaged: of each cell those with the paper's number of steps, else the longest."""
     done = runs[runs["finished"]]
-    steps = done["task"].map(paper("2").groupby("task")["steps"].first())
-    length = done["global_step"].astype(float).mask(done["global_step"] == steps, np.inf)
-    return done[length == length.groupby([done[name] for name in cell]).transform("max")]
+    papers_steps = done["task"].map(paper("2").groupby("task")["steps"].first())
+    length = done["global_step"].astype(float).mask(done["global_step"] == papers_steps, np.inf)
+    longest = length.groupby([done[name] for name in cell]).transform("max")
+    return done[length == longest]
 
 
 def impossible(mean, std, seeds):
     """Whether no returns in [0, 1000] have this mean and sample deviation, both rounded to whole numbers."""
-    totals = [seeds * max(0, mean + error) for error in (-0.5, 0, 0.5)]
-    # Of returns with a given total those at 0 or 1000, but for one, deviate most.
-    most = [([MAX_RETURN] * int(total // MAX_RETURN) + [total % MAX_RETURN] + [0] * seeds)[:seeds] for total in totals]
-    return std - 0.5 > np.std(most, axis=1, ddof=1).max()
+    possible = []
+    for exact in [mean - 0.5, mean, mean + 0.5]:
+        # Of returns with a given total those at 0 or 1000, but for one, deviate most.
+        at_top, rest = divmod(seeds * max(0, exact), MAX_RETURN)
+        returns = [MAX_RETURN] * int(at_top) + [rest] + [0] * seeds
+        possible.append(np.std(returns[:seeds], ddof=1))
+    return std - 0.5 > max(possible)
 
 
 def text(value, *spread, digits=0):
     """ "712", "712 ± 27" with a deviation, "712 [685, 739]" with the two ends of an interval, "–" without a value."""
+    if pd.isna(value):
+        return "–"
+    shown = f"{value:.{digits}f}"
     ends = [f"{end:.{digits}f}" for end in spread if not pd.isna(end)]
-    tail = f" [{', '.join(ends)}]" if len(ends) > 1 else "".join(f" ± {end}" for end in ends)
-    return "–" if pd.isna(value) else f"{value:.{digits}f}{tail}"
+    if len(ends) == 1:
+        return f"{shown} ± {ends[0]}"
+    if len(ends) == 2:
+        return f"{shown} [{ends[0]}, {ends[1]}]"
+    return shown
 
 
-def beside_paper(runs, value, numbers, extra=(), digits=0):
-    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell.
+def our_text(cell, per_run, digits):
+    """Mean ± sample deviation (seeds, of how many runs), and the steps where they are not the paper's."""
+    if pd.isna(cell.runs):
+        return "missing"
+    if pd.isna(cell.n):
+        return "unfinished"
+    seeds = f"{cell.n:.0f}"
+    if cell.n < cell.runs and per_run:
+        seeds += f" of {cell.runs:.0f}"
+    shown = f"{text(cell.ours, cell.deviation, digits=digits)} ({seeds})"
+    if cell.steps > 0 and cell.at != cell.steps and per_run:
+        shown += f" at {cell.at / 1000:g}K"
+    return shown
 
-    `Ours` is mean ± sample deviation (seeds, of how many runs if some are not finished or not as long), and the steps
-    where they are not the paper's; `Paper` is marked where its deviation is impossible.
+
+def beside_paper(runs, value, numbers, machine=None, digits=0):
+    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell, for each machine.
+
+    `Ours` is of `our_text`; `Paper` is marked where its deviation is impossible.
     """
-    how = {"ours": (value, "mean"), "deviation": (value, "std"), "n": (value, "count"), "at": ("global_step", "max")}
-    ours = comparable(runs).dropna(subset=value).groupby([*CELL, *extra], as_index=False).agg(**how)
+    cells = [*CELL, machine] if machine else CELL
+    done = comparable(runs).dropna(subset=value).groupby(cells, as_index=False)
+    ours = done.agg(
+        ours=(value, "mean"),
+        deviation=(value, "std"),
+        n=(value, "count"),
+        at=("global_step", "max"),
+    )
     rows = numbers.reset_index(names="order").merge(runs.value_counts(CELL).reset_index(name="runs"), how="outer")
     rows = rows.merge(ours, how="left", on=CELL).sort_values("order", kind="stable", ignore_index=True)
-    rows["impossible"] = [row.std > 0 and impossible(row.mean, row.std, int(row.seeds)) for row in rows.itertuples()]
-    rows["Paper"] = [text(row.mean, row.std, digits=digits) + " †" * row.impossible for row in rows.itertuples()]
-    rows["Ours"] = ["missing" if pd.isna(count) else "unfinished" for count in rows["runs"]]
-    for row in rows[rows["n"] > 0].itertuples():
-        seeds = f"{row.n:.0f} of {row.runs:.0f}" if row.n < row.runs and not extra else f"{row.n:.0f}"
-        at = f" at {row.at / 1000:g}K" if value != "hours" and row.steps > 0 and row.at != row.steps else ""
-        rows.loc[row.Index, "Ours"] = f"{text(row.ours, row.deviation, digits=digits)} ({seeds}){at}"
-    return rows
+    daggers = []
+    papers_texts = []
+    our_texts = []
+    for cell in rows.itertuples():
+        dagger = cell.std > 0 and impossible(cell.mean, cell.std, int(cell.seeds))
+        papers_text = text(cell.mean, cell.std, digits=digits)
+        daggers.append(dagger)
+        papers_texts.append(f"{papers_text} †" if dagger else papers_text)
+        our_texts.append(our_text(cell, machine is None, digits))
+    return rows.assign(impossible=daggers, Paper=papers_texts, Ours=our_texts)
 
 
 def better(ours, theirs):
@@ -437,7 +689,7 @@ def better(ours, theirs):
     np.random.seed(0)  # rliable draws from numpy's global generator
     # As rliable.metrics.probability_of_improvement, but without the test by scipy, which is slow in a bootstrap.
     wins = [lambda x, y: np.array([np.mean(x[:, None] > y) + np.mean(x[:, None] == y) / 2])]
-    values, bounds = library.get_interval_estimates({"": (ours, theirs)}, *wins, reps=REPS)
+    values, bounds = library.get_interval_estimates({"": (ours, theirs)}, *wins, reps=REPETITIONS)
     low, high = bounds[""][:, 0] if min(len(ours), len(theirs)) > 1 else (np.nan, np.nan)
     return {"value": values[""][0], "low": low, "high": high}
 
@@ -445,56 +697,75 @@ def better(ours, theirs):
 def scores_of(runs, value):
     """Final returns / 1000 of default runs {algorithm: [runs > 1, tasks]}, on tasks that all finished at one length."""
     done = runs[(runs["variant"] == "default") & runs["task"].isin(paper("2")["task"])]
-    done = comparable(done, ["task"]).dropna(subset=value)
-    lists = done.sort_values("seed").groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
-    seeds = {name: n for name in lists if len(lists) and (n := lists[name].map(len).min()) > 1}
-    return {ALGORITHMS[name]: np.array([own[:n] for own in lists[name]]).T / MAX_RETURN for name, n in seeds.items()}
+    done = comparable(done, ["task"]).dropna(subset=value).sort_values("seed")
+    # A row is a task, a column an algorithm, and each cell a list of scores.
+    lists = done.groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
+    scores = {}
+    for algorithm in lists:
+        fewest = lists[algorithm].map(len).min()
+        if fewest > 1:
+            columns = [finals[:fewest] for finals in lists[algorithm]]
+            scores[ALGORITHMS[algorithm]] = np.array(columns).T / MAX_RETURN
+    return scores
 
 
 def wide(rows):
     """Rows with measure, value, low and high as a table of texts, a column a measure."""
-    values = zip(rows["measure"], rows["value"], rows["low"], rows["high"], strict=True)
-    cells = [text(*own, digits=0 if measure in ("return", "area") else 2) for measure, *own in values]
-    index = [name for name in rows if name not in ("measure", "value", "low", "high")]
-    shown = rows.assign(cell=cells).pivot_table("cell", index, "measure", aggfunc="first", sort=False)
+    rows = pd.DataFrame(rows)
+    cells = []
+    for row in rows.itertuples():
+        digits = 0 if row.measure in ["return", "area"] else 2
+        cells.append(text(row.value, row.low, row.high, digits=digits))
+    names = [name for name in rows if name not in ["measure", "value", "low", "high"]]
+    shown = rows.assign(cell=cells).pivot_table("cell", names, "measure", aggfunc="first", sort=False)
     return rows, shown.reset_index()
 
 
-def table_2(it):
+# ---------------------------------------------------------------- tables: all rows, and what is shown
+def table_2(data, options):
     """Table 2: final returns, mean ± sample deviation (seeds); † cannot be that of so many returns in [0, 1000]."""
-    rows = beside_paper(it.runs[it.runs["variant"] == "default"], it.value, paper("2"))
-    matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")[rows["task"].unique()]
-    matrix = matrix.reindex(rows["algorithm"].unique(), level=0).rename(index=ALGORITHMS, columns=str.title)
+    rows = beside_paper(data.runs[data.runs["variant"] == "default"], options.value, paper("2"))
+    matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")
+    matrix = matrix[rows["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
+    matrix = matrix.rename(index=ALGORITHMS, columns=str.title)
     return rows, matrix.rename_axis(["algorithm", ""]).reset_index()
 
 
-def table_3(it):
+def table_3(data, options):
     """Table 3: final returns of ablations, mean ± sample deviation (seeds)."""
     numbers = paper("3")  # which hold on its task alone
-    numbers = numbers.assign(**numbers[["mean", "std", "steps"]].where(numbers["task"] == it.task), task=it.task)
-    rows = beside_paper(of_ablation(it.runs[it.runs["algorithm"] != "ppo"], it.task), it.value, numbers)
+    columns = ["mean", "std", "steps"]
+    numbers[columns] = numbers[columns].where(numbers["task"] == options.task)
+    numbers["task"] = options.task
+    runs = of_ablation(data.runs[data.runs["algorithm"] != "ppo"], options.task)
+    rows = beside_paper(runs, options.value, numbers)
     return rows, rows[["group", "label", *CELL, "Ours", "Paper"]]
 
 
-def table_b4(it):
+def table_b4(data, options):
     """Table B.4: hours for 1M steps with evaluations, mean ± sample deviation (seeds); the paper's on an RTX 3090."""
-    rows = beside_paper(it.runs[it.runs["variant"] == "default"], "hours", paper("B.4"), ["device"], digits=2)
+    runs = data.runs[data.runs["variant"] == "default"]
+    rows = beside_paper(runs, "hours", paper("B.4"), machine="device", digits=2)
     return rows, rows[["task", "algorithm", "device", "Ours", "Paper"]]
 
 
-def table_aggregates(it):
+def table_aggregates(data, options):
     """rliable's aggregates of final returns / 1000, on the tasks that all algorithms have finished."""
-    rows, (values, bounds) = [], it.aggregates
-    for name, own in it.scores.items():
+    if not data.scores:
+        return None
+    values, bounds = data.aggregates
+    rows = []
+    for name, own in data.scores.items():
         ids = {"algorithm": name, "tasks": own.shape[1], "seeds": len(own)}
         for measure, value, low, high in zip(MEASURES, values[name], *bounds[name], strict=True):
-            rows.append(ids | {"measure": measure, "value": value, "low": low, "high": high})
-        if name.removeprefix("AMS-") in it.scores and name.startswith("AMS-"):
-            rows.append(ids | {"measure": "P(better than base)"} | better(own, it.scores[name.removeprefix("AMS-")]))
-    return wide(pd.DataFrame(rows))
+            rows.append({**ids, "measure": measure, "value": value, "low": low, "high": high})
+        base = name.removeprefix("AMS-")
+        if base != name and base in data.scores:
+            rows.append({**ids, "measure": "P(better than base)", **better(own, data.scores[base])})
+    return wide(rows)
 
 
-def table_is_it_ntd(it):
+def table_is_it_ntd(data, options):
     """What AMS adds, one by one, at the last step that more than half of the runs of every arm have got to.
 
     Means over seeds with 95% t-intervals of the return there, of the mean return until there (area under the curve) and
@@ -502,25 +773,40 @@ def table_is_it_ntd(it):
     is of the exact two-sided Mann-Whitney test, at least 0.1 with 3 against 3 seeds. `short`: runs not there yet.
     """
     rows = []
-    for (task, base), own in it.arms.groupby(["task", "base"], sort=False):
-        last = own.groupby(["label", "seed"])["step"].max()
-        end = last[last > 0].groupby("label").agg(reached).drop("AMS, ε = 1.2", errors="ignore").min()
-        own = own[own["step"] <= end].set_index(["label", "seed"])
-        own = own[last.reindex(own.index) >= end].groupby(level=[0, 1])
-        area = own[["step", "value"]].apply(lambda run: np.trapezoid(run["value"], run["step"])) / end
-        measures = {"return": own["value"].last(), "area": area, "hours": own["wall_seconds"].last() / 3600}
-        for label in [label for label in ARMS if label in area]:
-            short = ", ".join(f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end)
-            ids = {"task": task, "base": base, "arm": label, "step": end, "seeds": len(area[label]), "short": short}
+    for (task, base), arms in data.arms.groupby(["task", "base"], sort=False):
+        last = arms.groupby(["label", "seed"])["step"].max()  # a row is a run
+        begun = last[last > 0].drop("AMS, ε = 1.2", errors="ignore")
+        end = begun.groupby("label").agg(reached).min()
+        got_there = last.reindex(pd.MultiIndex.from_frame(arms[["label", "seed"]])).to_numpy() >= end
+        until_end = arms[got_there & (arms["step"] <= end)].groupby(["label", "seed"])
+        at_end = until_end[["value", "wall_seconds"]].last()  # a row is a run that got to the end
+        area = until_end[["step", "value"]].apply(lambda run: np.trapezoid(run["value"], run["step"]))
+        measures = {"return": at_end["value"], "area": area / end, "hours": at_end["wall_seconds"] / 3600}
+        for label in ARMS:
+            if label not in area:
+                continue
+            short = [f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end]
+            ids = {
+                "task": task,
+                "base": base,
+                "arm": label,
+                "step": end,
+                "seeds": len(area[label]),
+                "short": ", ".join(short),
+            }
             for measure, values in measures.items():
                 low, high = band(values[label])
-                rows.append(ids | {"measure": measure, "value": values[label].mean(), "low": low, "high": high})
-            if label != "AMS" and "AMS" in area:
-                scores = [measures["return"][name].to_numpy()[:, None] for name in ("AMS", label)]
-                rows.append(ids | {"measure": "P(AMS better)"} | better(*scores))
-                p = scipy.stats.mannwhitneyu(*scores, method="exact").pvalue[0]
-                rows.append(ids | {"measure": "Mann-Whitney p", "value": p})
-    return wide(pd.DataFrame(rows))
+                rows.append({**ids, "measure": measure, "value": values[label].mean(), "low": low, "high": high})
+            if label == "AMS" or "AMS" not in area:
+                continue
+            ours = at_end["value"]["AMS"].to_numpy()
+            theirs = at_end["value"][label].to_numpy()
+            rows.append({**ids, "measure": "P(AMS better)", **better(ours[:, None], theirs[:, None])})
+            test = scipy.stats.mannwhitneyu(ours, theirs, method="exact")
+            rows.append({**ids, "measure": "Mann-Whitney p", "value": test.pvalue})
+    if not rows:
+        return None
+    return wide(rows)
 
 
 def write_table(path, caption, rows, shown):
@@ -529,16 +815,26 @@ def write_table(path, caption, rows, shown):
     write(path.with_suffix(".csv"), rows.to_csv(index=False))
     write(path.with_suffix(".md"), f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n")
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    latex = "% \\usepackage{booktabs,adjustbox}\n\\begin{table}\n\\caption{" + caption.replace("%", "\\%")
-    latex += "}\n\\begin{adjustbox}{max width=\\linewidth, center}\n" + style.to_latex(hrules=True)
-    latex = latex.replace("ε", r"$\epsilon$") + "\\end{adjustbox}\n\\end{table}\n"
-    write(path.with_suffix(".tex"), latex)
+    lines = [
+        r"% \usepackage{booktabs,adjustbox}",
+        r"\begin{table}",
+        r"\caption{" + caption.replace("%", r"\%") + "}",
+        r"\begin{adjustbox}{max width=\linewidth, center}",
+        style.to_latex(hrules=True).replace("ε", r"$\epsilon$") + r"\end{adjustbox}",
+        r"\end{table}",
+    ]
+    write(path.with_suffix(".tex"), "\n".join(lines) + "\n")
 
 
-def main():
-    """Read the runs, write figures, captions and tables, and say what was written."""
-    usage = "python plot_curves.py DIR [DIR ...] [options]"
-    parser = argparse.ArgumentParser("plot_curves.py", usage, __doc__, formatter_class=argparse.RawTextHelpFormatter)
+# ---------------------------------------------------------------- command line
+def read_arguments():
+    """The options, with `value`, `tag` and `ylabel` of --metric."""
+    parser = argparse.ArgumentParser(
+        "plot_curves.py",
+        "python plot_curves.py DIR [DIR ...] [options]",
+        __doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     add = parser.add_argument
     add("directories", nargs="+", type=Path, metavar="DIR", help="folder of runs, or one that --export wrote")
     add("--out-dir", type=Path, help="where figures and tables go (default: --export, a published DIR, or figures)")
@@ -548,49 +844,106 @@ def main():
     add("--ablation-task", dest="task", default="quadruped-run", help="of Figures 4, 5 and Table 3")
     add("--reference", nargs="+", type=Path, default=[], help="others' evaluations.csv, drawn in grey in Figure 3")
     add("--export", type=Path, help="publish in this folder: the data of all runs, figures and tables")
-    it = parser.parse_args()  # what figures and tables are made of is added to it
-    if it.reference and it.metric == "train":
+    options = parser.parse_args()
+    if options.reference and options.metric == "train":
         parser.error("--reference holds evaluations, which go with --metric eval")
-    sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
-    it.runs, evaluations, it.diagnostics = runs, *_ = read_runs(it.directories)
-    tag, it.value, it.ylabel = METRICS[it.metric]
-    published = (directory for directory in it.directories if (directory / "runs.json").exists())
-    folder = it.export or it.out_dir or next(published, Path("figures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    read = (runs["variant"] == "default") & (runs["task"] == it.task) | bool(it.export) | (it.metric == "train")
+    options.tag, options.value, options.ylabel = METRICS[options.metric]
+    return options
+
+
+def read_data(options):
+    """What figures and tables are made of: the tables of `read_runs`, returns of --metric, arms, scores."""
+    runs, evaluations, diagnostics = read_runs(options.directories)
+    # The event files of other runs hold nothing that is drawn.
+    of_figure_4 = (runs["variant"] == "default") & (runs["task"] == options.task)
+    if options.export or options.metric == "train":
+        of_figure_4[:] = True
     with ProcessPoolExecutor() as pool:
-        logged = binned(scalars(runs[read], evaluations, [METRICS["train"][0], *DIAGNOSTICS], pool.map))
-    it.diagnostics = stack([it.diagnostics, logged[logged["tag"].isin(DIAGNOSTICS)]])
-    it.arms = in_arms(evaluated(evaluations))
-    it.returns = stack([evaluated(evaluations), logged]).query("tag == @tag")
-    if it.export:
-        records = [record | {"path": None} for record in runs["record"]]
-        write(folder / "runs.json", json.dumps(records, indent=1) + "\n")
-        for name, rows, columns in (("evaluations", evaluations, EPISODES), ("diagnostics", it.diagnostics, SCALARS)):
-            write(folder / f"{name}.csv", rows.sort_values(columns)[columns].to_csv(index=False))
-    functions = [figure_3, figure_4, figure_5, figure_a1, figure_is_it_ntd, table_2, table_3, table_b4]
-    functions += [table_is_it_ntd] * bool(it.arms["step"].any())
-    it.scores = scores_of(runs, it.value)
-    if it.scores:
-        np.random.seed(0)  # rliable draws from numpy's global generator
-        functions += [figure_aggregates, figure_profiles, table_aggregates]
-        measure = [lambda own: np.array([function(own) for function in MEASURES.values()])]
-        it.aggregates = library.get_interval_estimates(it.scores, *measure, reps=REPS)
-    left = (f"{' '.join(map(str, run[1:5]))} at step {run.last:,}" for run in runs[~runs["finished"]].itertuples())
-    captions = [f"Unfinished: {', '.join(left) or 'none'}. Thin lines: single runs, short of or beyond the mean."]
+        logged = scalars(runs[of_figure_4], evaluations, ["charts/episodic_return", *DIAGNOSTICS], pool.map)
+    logged = binned(logged)
+    returns = stack([evaluated(evaluations), logged])
+    scores = scores_of(runs, options.value)
+    np.random.seed(0)  # rliable draws from numpy's global generator
+    measure = [lambda own: np.array([function(own) for function in MEASURES.values()])]
+    return SimpleNamespace(
+        runs=runs,
+        evaluations=evaluations,
+        diagnostics=stack([diagnostics, logged[logged["tag"].isin(DIAGNOSTICS)]]),
+        returns=returns[returns["tag"] == options.tag],
+        arms=in_arms(evaluated(evaluations)),
+        scores=scores,
+        aggregates=library.get_interval_estimates(scores, *measure, reps=REPETITIONS),
+    )
+
+
+def export(data, folder):
+    """The data of all runs, to be read again."""
+    records = [{**record, "path": None} for record in data.runs["record"]]
+    write(folder / "runs.json", json.dumps(records, indent=1) + "\n")
+    evaluations = data.evaluations.sort_values(EPISODES)[EPISODES]
+    write(folder / "evaluations.csv", evaluations.to_csv(index=False))
+    diagnostics = data.diagnostics.sort_values(SCALARS)[SCALARS]
+    write(folder / "diagnostics.csv", diagnostics.to_csv(index=False))
+
+
+def caption_of(function):
+    """Its docstring in one line."""
+    return " ".join(function.__doc__.split())
+
+
+def draw_figures(data, options, folder):
+    """Figures in every format asked for, and captions.md."""
+    unfinished = []
+    for run in data.runs[~data.runs["finished"]].itertuples():
+        unfinished.append(f"{run.algorithm} {run.variant} {run.task} {run.seed} at step {run.last:,}")
+    names = ", ".join(unfinished) or "none"
+    captions = [f"Unfinished: {names}. Thin lines: single runs, short of or beyond the mean."]
+    functions = [
+        figure_3,
+        figure_4,
+        figure_5,
+        figure_a1,
+        figure_is_it_ntd,
+        figure_aggregates,
+        figure_profiles,
+    ]
     for function in functions:
-        name, caption, drawn = function.__name__, " ".join(function.__doc__.split()), function(it)
-        if name.startswith("table"):
-            write_table(folder / name, caption, *drawn)
+        name = function.__name__
+        figure = function(data, options)
+        if figure is None:
+            captions.append(f"{name}: no run has its data.")
             continue
-        for kind in it.format if drawn else ():
+        for kind in options.format:
             buffer = io.BytesIO()
-            drawn.savefig(buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+            metadata = {"Date": None} if kind == "svg" else None  # the same data, the same file
+            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
             write(folder / f"{name}.{kind}", buffer.getvalue())
         plt.close("all")
-        captions.append(f"{name}: {caption if drawn else 'no run has its data.'}")
+        captions.append(f"{name}: {caption_of(function)}")
     write(folder / "captions.md", "\n\n".join(captions) + "\n")
-    print(f"{len(runs)} runs, {runs['finished'].sum()} finished; figures and tables are in {folder}")
+
+
+def write_tables(data, options, folder):
+    """Tables as CSV, Markdown and LaTeX."""
+    for function in [table_2, table_3, table_b4, table_is_it_ntd, table_aggregates]:
+        table = function(data, options)
+        if table is not None:
+            write_table(folder / function.__name__, caption_of(function), *table)
+
+
+def main():
+    """Read the runs, write figures, captions and tables, and say what was written."""
+    options = read_arguments()
+    sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
+    data = read_data(options)
+    published = [directory for directory in options.directories if (directory / "runs.json").exists()]
+    folder = options.export or options.out_dir or [*published, Path("figures")][0]
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.export:
+        export(data, folder)
+    draw_figures(data, options, folder)
+    write_tables(data, options, folder)
+    print(f"{len(data.runs)} runs, {data.runs['finished'].sum()} finished; figures and tables are in {folder}")
 
 
 if __name__ == "__main__":
