@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import scipy
 import seaborn as sns
-from rliable import library, metrics, plot_utils
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
@@ -104,13 +103,7 @@ DIAGNOSTICS = {
     "diagnostics/critic_grad_norm": "Critic gradient norm",
     "diagnostics/td_target_variance": "TD target variance",
 }
-MEASURES = {
-    "iqm": metrics.aggregate_iqm,
-    "median": metrics.aggregate_median,
-    "mean": metrics.aggregate_mean,
-    "optimality_gap": metrics.aggregate_optimality_gap,
-}
-REPETITIONS = 1000  # of rliable's bootstrap
+MEASURES = ["IQM", "Median", "Mean", "Optimality gap"]  # as `aggregate` returns them
 THRESHOLDS = np.linspace(0, 1, 51)  # of performance profiles
 
 COUNTERS = ["frames", "updates", "wall_seconds"]
@@ -380,9 +373,9 @@ def log_band(values):
 
 def seeds_of(counts):
     """ "3" for one count of seeds, "2–5" for several."""
-    if counts.min() == counts.max():
-        return str(counts.min())
-    return f"{counts.min()}–{counts.max()}"
+    if min(counts) == max(counts):
+        return str(min(counts))
+    return f"{min(counts)}–{max(counts)}"
 
 
 def draw(rows, ylabel, columns, looks=LOOKS, log=False, ends=False):
@@ -577,35 +570,37 @@ def figure_is_it_ntd(data, options):
 
 
 def figure_aggregates(data, options):
-    """rliable's aggregates of final returns / 1000, with 95% intervals of a stratified bootstrap over seeds."""
-    if not data.scores:
+    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264)."""
+    if data.aggregates.empty:
         return None
-    colors = {name: color for name, (color, _, _) in LOOKS.items()}
-    figure, _ = plot_utils.plot_interval_estimates(
-        *data.aggregates, list(MEASURES), colors=colors, xlabel="", subfigure_width=2.2
-    )
+    height = 0.5 + 0.25 * len(data.scores)
+    figure, axes = plt.subplots(1, len(MEASURES), sharey=True, figsize=(WIDTH, height), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        rows = data.aggregates[data.aggregates["measure"] == measure]
+        for row in rows.itertuples():
+            color, _, _ = LOOKS[row.algorithm]
+            axis.barh(row.algorithm, row.high - row.low, left=row.low, height=0.6, color=color, alpha=0.75)
+        axis.plot(rows["value"], rows["algorithm"], "k|", markersize=10)
+        axis.set_title(measure)
+        axis.grid(visible=False, axis="y")
+        axis.use_sticky_edges = False  # a bar at the edge would look cut off
+    axes[0].invert_yaxis()
     return figure
 
 
 def figure_profiles(data, options):
-    """rliable's performance profiles: the share of runs above each final return / 1000, with 95% bands."""
+    """Performance profiles: the share of runs above each final return / 1000, with 95% bands (arXiv 2108.13264)."""
     if not data.scores:
         return None
-    colors = {name: color for name, (color, _, _) in LOOKS.items()}
-    linestyles = {name: (0, dashes) if dashes else "-" for name, (_, dashes, _) in LOOKS.items()}
-    np.random.seed(0)
-    profiles, bands = library.create_performance_profile(data.scores, THRESHOLDS, reps=REPETITIONS)
-    axis = plot_utils.plot_performance_profiles(
-        profiles,
-        THRESHOLDS,
-        bands,
-        xlabel="Return / 1000",
-        figsize=(5, 3),
-        colors=colors,
-        linestyles=linestyles,
-    )
+    figure, axis = plt.subplots(figsize=(5, 3))
+    for name, tasks in data.scores.items():
+        color, dashes, _ = LOOKS[name]
+        shares, low, high = bootstrap(profile, tasks)
+        axis.plot(THRESHOLDS, shares, color=color, dashes=dashes, label=name)
+        axis.fill_between(THRESHOLDS, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.set(xlabel="Return / 1000", ylabel="Share of runs above")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return axis.figure
+    return figure
 
 
 # ---------------------------------------------------------------- numbers of tables
@@ -684,34 +679,82 @@ def beside_paper(runs, value, numbers, machine=None, digits=0):
     return rows.assign(impossible=daggers, Paper=papers_texts, Ours=our_texts)
 
 
-def better(ours, theirs):
-    """rliable's probability that our scores [runs, tasks] beat theirs, with its interval, NaN of single runs."""
-    np.random.seed(0)  # rliable draws from numpy's global generator
-    # As rliable.metrics.probability_of_improvement, but without the test by scipy, which is slow in a bootstrap.
-    wins = [lambda x, y: np.array([np.mean(x[:, None] > y) + np.mean(x[:, None] == y) / 2])]
-    values, bounds = library.get_interval_estimates({"": (ours, theirs)}, *wins, reps=REPETITIONS)
-    low, high = bounds[""][:, 0] if min(len(ours), len(theirs)) > 1 else (np.nan, np.nan)
-    return {"value": values[""][0], "low": low, "high": high}
-
-
 def scores_of(runs, value):
-    """Final returns / 1000 of default runs {algorithm: [runs > 1, tasks]}, on tasks that all finished at one length."""
+    """Final returns / 1000 of default runs, on the tasks that all algorithms have finished at one length.
+
+    {algorithm: [scores of a task's runs, ...]}, of algorithms with two runs or more of every task.
+    """
     done = runs[(runs["variant"] == "default") & runs["task"].isin(paper("2")["task"])]
-    done = comparable(done, ["task"]).dropna(subset=value).sort_values("seed")
-    # A row is a task, a column an algorithm, and each cell a list of scores.
-    lists = done.groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
+    done = comparable(done, ["task"]).dropna(subset=value)
+    # A row is a task, a column an algorithm, and each cell the list of its returns.
+    returns = done.groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
     scores = {}
-    for algorithm in lists:
-        fewest = lists[algorithm].map(len).min()
-        if fewest > 1:
-            columns = [finals[:fewest] for finals in lists[algorithm]]
-            scores[ALGORITHMS[algorithm]] = np.array(columns).T / MAX_RETURN
+    for algorithm, name in ALGORITHMS.items():
+        tasks = returns.get(algorithm, [])
+        if len(tasks) and tasks.map(len).min() > 1:
+            scores[name] = [np.array(finals) / MAX_RETURN for finals in tasks]
     return scores
+
+
+def aggregate(*tasks, axis=-1):
+    """MEASURES of the scores of each task's runs: of all runs, or of the means of the tasks (Median, Mean)."""
+    runs = np.concatenate(tasks, axis=axis)
+    means = np.stack([task.mean(axis=axis) for task in tasks])
+    return np.stack(
+        [
+            scipy.stats.trim_mean(runs, 0.25, axis=axis),
+            np.median(means, axis=0),
+            np.mean(means, axis=0),
+            1 - np.minimum(runs, 1).mean(axis=axis),
+        ]
+    )
+
+
+def profile(*tasks, axis=-1):
+    """The share of runs above each threshold."""
+    runs = np.concatenate(tasks, axis=axis)
+    return np.stack([(runs > threshold).mean(axis=axis) for threshold in THRESHOLDS])
+
+
+def probability_of_improvement(*samples, axis=-1):
+    """Our runs' share of wins over theirs, of all pairs, mean over tasks; the samples are our tasks, then theirs."""
+    half = len(samples) // 2
+    wins = []
+    for ours, theirs in zip(samples[:half], samples[half:], strict=True):
+        pairs = ours[..., :, None] - theirs[..., None, :]
+        wins.append(np.heaviside(pairs, 0.5).mean(axis=(-2, -1)))
+    return np.mean(wins, axis=0)
+
+
+def bootstrap(statistic, samples):
+    """A statistic of samples with its 95% interval, for which each sample is drawn anew; NaN if one is a single run."""
+    value = statistic(*samples)
+    if min(len(sample) for sample in samples) < 2:
+        return value, np.nan, np.nan
+    drawn = scipy.stats.bootstrap(samples, statistic, n_resamples=5000, method="percentile", rng=0)
+    return value, drawn.confidence_interval.low, drawn.confidence_interval.high
+
+
+def aggregates_of(scores):
+    """MEASURES of each algorithm, and whether AMS beats its base algorithm: a row for each of these numbers."""
+    rows = []
+    for name, tasks in scores.items():
+        ids = {
+            "algorithm": name,
+            "tasks": len(tasks),
+            "seeds": seeds_of([len(task) for task in tasks]),
+        }
+        for measure, value, low, high in zip(MEASURES, *bootstrap(aggregate, tasks), strict=True):
+            rows.append({**ids, "measure": measure, "value": value, "low": low, "high": high})
+        base = name.removeprefix("AMS-")
+        if base != name and base in scores:
+            value, low, high = bootstrap(probability_of_improvement, [*tasks, *scores[base]])
+            rows.append({**ids, "measure": "P(better than base)", "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def wide(rows):
     """Rows with measure, value, low and high as a table of texts, a column a measure."""
-    rows = pd.DataFrame(rows)
     cells = []
     for row in rows.itertuples():
         digits = 0 if row.measure in ["return", "area"] else 2
@@ -750,26 +793,20 @@ def table_b4(data, options):
 
 
 def table_aggregates(data, options):
-    """rliable's aggregates of final returns / 1000, on the tasks that all algorithms have finished."""
-    if not data.scores:
+    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264).
+
+    On the tasks that all algorithms have finished. P: the share of the pairs of runs in which AMS has more.
+    """
+    if data.aggregates.empty:
         return None
-    values, bounds = data.aggregates
-    rows = []
-    for name, own in data.scores.items():
-        ids = {"algorithm": name, "tasks": own.shape[1], "seeds": len(own)}
-        for measure, value, low, high in zip(MEASURES, values[name], *bounds[name], strict=True):
-            rows.append({**ids, "measure": measure, "value": value, "low": low, "high": high})
-        base = name.removeprefix("AMS-")
-        if base != name and base in data.scores:
-            rows.append({**ids, "measure": "P(better than base)", **better(own, data.scores[base])})
-    return wide(rows)
+    return wide(data.aggregates)
 
 
 def table_is_it_ntd(data, options):
     """What AMS adds, one by one, at the last step that more than half of the runs of every arm have got to.
 
     Means over seeds with 95% t-intervals of the return there, of the mean return until there (area under the curve) and
-    of the hours; rliable's probability that AMS has the higher return, with an interval too narrow for few seeds; so p
+    of the hours; the probability that AMS has the higher return, with an interval too narrow for few seeds; so p
     is of the exact two-sided Mann-Whitney test, at least 0.1 with 3 against 3 seeds. `short`: runs not there yet.
     """
     rows = []
@@ -801,12 +838,13 @@ def table_is_it_ntd(data, options):
                 continue
             ours = at_end["value"]["AMS"].to_numpy()
             theirs = at_end["value"][label].to_numpy()
-            rows.append({**ids, "measure": "P(AMS better)", **better(ours[:, None], theirs[:, None])})
+            value, low, high = bootstrap(probability_of_improvement, [ours, theirs])
+            rows.append({**ids, "measure": "P(AMS better)", "value": value, "low": low, "high": high})
             test = scipy.stats.mannwhitneyu(ours, theirs, method="exact")
             rows.append({**ids, "measure": "Mann-Whitney p", "value": test.pvalue})
     if not rows:
         return None
-    return wide(rows)
+    return wide(pd.DataFrame(rows))
 
 
 def write_table(path, caption, rows, shown):
@@ -863,8 +901,6 @@ def read_data(options):
     logged = binned(logged)
     returns = stack([evaluated(evaluations), logged])
     scores = scores_of(runs, options.value)
-    np.random.seed(0)  # rliable draws from numpy's global generator
-    measure = [lambda own: np.array([function(own) for function in MEASURES.values()])]
     return SimpleNamespace(
         runs=runs,
         evaluations=evaluations,
@@ -872,7 +908,7 @@ def read_data(options):
         returns=returns[returns["tag"] == options.tag],
         arms=in_arms(evaluated(evaluations)),
         scores=scores,
-        aggregates=library.get_interval_estimates(scores, *measure, reps=REPETITIONS),
+        aggregates=aggregates_of(scores),
     )
 
 
