@@ -10,10 +10,10 @@ others are drawn and named in captions.md. From Python, `load_runs("runs/")` has
 
 import argparse
 import functools
-import io
 import json
 import logging.handlers
 import os
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,8 +26,6 @@ import scipy
 import seaborn as sns
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
-
-plt.switch_backend("agg")  # no display needed, and none opened
 
 # ---------------------------------------------------------------- names and looks
 ALGORITHMS = {
@@ -42,10 +40,10 @@ PAIRS = {"ams_td3": "td3", "ams_sac": "sac"}  # AMS and its base algorithm
 # What AMS adds to its base algorithm, one by one: the variants that figure_is_it_ntd compares.
 ARMS = {
     "AMS": "default",
-    "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1",
-    "+ LayerNorm": "ntd=False",
-    "Baseline": "default",  # of the base algorithm
     "AMS, ε = 1.2": "epsilon=1.2",
+    "+ LayerNorm": "ntd=False",
+    "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1",
+    "Baseline": "default",  # of the base algorithm
 }
 # Arguments that make a variant of an algorithm, with their usual values.
 SWITCHES = {
@@ -57,31 +55,33 @@ SWITCHES = {
     "action_projection": "tanh",
 }
 
-# How the curve with a label looks: colors that the color-blind tell apart (Okabe, Ito), dashes and markers for print.
+# How a curve looks, the same in all figures: colors that the color-blind tell apart (Okabe, Ito), and lines and markers
+# for print.
 LOOKS = {
-    "AMS-TD3": ("#D55E00", "", "o"),
-    "AMS-SAC": ("#0072B2", (5, 1, 1, 1), "s"),
-    "PPO": ("#009E73", (1, 1), "X"),
-    "TD3": ("#E69F00", (4, 2), "^"),
-    "SAC": ("#56B4E9", (7, 2), "v"),
-    "AMS": ("#D55E00", "", "o"),
-    "+ LayerNorm, point target": ("#0072B2", (5, 1, 1, 1), "s"),
-    "+ LayerNorm": ("#009E73", (1, 1), "X"),
-    "AMS (full): ε = 0.2, K = 8": ("#D55E00", "", "o"),
-    "w/o LN-Q": ("#0072B2", (5, 1, 1, 1), "s"),
-    "w/o NTD": ("#009E73", (1, 1), "X"),
-    "Baseline": ("#E69F00", (4, 2), "^"),
-    "AMS, ε = 1.2": ("#56B4E9", (7, 2), "v"),
-    "ε = 0.4, or K = 4": ("#56B4E9", (7, 2), "v"),
-    "ε = 0.6, or K = 6": ("#CC79A7", (5, 1, 1, 1, 1, 1), "D"),
-    "ε = 0.8, or K = 10": ("#000000", (1, 2), "P"),
+    "AMS-TD3": ("#D55E00", "-", "o"),
+    "AMS-SAC": ("#0072B2", "-", "s"),
+    "PPO": ("#000000", ":", "X"),
+    "TD3": ("#E69F00", "--", "^"),
+    "SAC": ("#56B4E9", "--", "v"),
+    "AMS": ("#D55E00", "-", "o"),
+    "AMS, ε = 1.2": ("#0072B2", "-", "s"),
+    "+ LayerNorm": ("#009E73", "-.", "D"),
+    "+ LayerNorm, point target": ("#CC79A7", ":", "P"),
+    "AMS (full): ε = 0.2, K = 8": ("#D55E00", "-", "o"),
+    "w/o LN-Q": ("#000000", ":", "X"),
+    "w/o NTD": ("#009E73", "-.", "D"),
+    "Baseline": ("#E69F00", "--", "^"),
+    "ε = 0.4, or K = 4": ("#56B4E9", "--", "<"),
+    "ε = 0.6, or K = 6": ("#0072B2", "-.", ">"),
+    "ε = 0.8, or K = 10": ("#000000", ":", "*"),
 }
-GREYS = [("0.35", "", "<"), ("0.5", (4, 2), ">"), ("0.65", (1, 1), "*"), ("0.8", (2, 1), "h")]  # of others' curves
-STYLE = {
+GREYS = ["0.35", "0.5", "0.65", "0.8"]  # of others' curves
+STYLE = {  # on top of matplotlib's defaults: what the user's configuration says must not change a figure
     "savefig.dpi": 300,
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "legend.frameon": False,
     "legend.handlelength": 3.2,
-    "lines.markersize": 4,
+    "lines.markersize": 3.5,
     "pdf.fonttype": 42,  # TrueType, as journals ask
     "svg.hashsalt": "plot_curves",  # the same data, the same file
 }
@@ -113,7 +113,7 @@ EPISODES = [*KEY, "origin", "step", *COUNTERS, "episode", "return"]
 SCALARS = [*KEY, "origin", "step", *COUNTERS, "tag", "value"]
 RUNS = [*KEY, "origin", "path", "args", "global_step", "wall_seconds", "device", "training_return_last_10_percent"]
 TYPES = {"seed": np.int64, "step": np.int64, "wall_seconds": float, "return": float, "value": float}
-CURVE = ["panel", "label"]
+NUMBER = ["measure", "value", "low", "high"]
 
 
 # ---------------------------------------------------------------- files
@@ -127,11 +127,9 @@ def note(message):
 
 
 def write(path, content):
-    """Text or bytes replace a file in one step."""
-    if isinstance(content, str):
-        content = content.encode()
+    """A text replaces a file in one step: data that are published over themselves survive a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -156,10 +154,18 @@ def paper(table):
     return numbers[numbers["table"] == table].drop(columns="table").reset_index(drop=True)
 
 
-def by_task(rows):
-    """Rows in the order of the paper's tasks, others behind."""
-    place = {task: i for i, task in enumerate(paper("2")["task"].unique())}
-    return rows.sort_values("task", kind="stable", key=lambda tasks: tasks.map(place))
+def title(task):
+    """Dog-Run, as in the paper, for one of its tasks; others as the user wrote them."""
+    if task in set(paper("2")["task"]):
+        return task.title()
+    return task
+
+
+def in_papers_order(rows):
+    """Rows in the order of the paper's tasks, others behind, and of its algorithms."""
+    names = [*paper("2")["task"].unique(), *paper("2")["algorithm"].unique()]
+    places = {name: i for i, name in enumerate(names)}
+    return rows.sort_values(["task", "algorithm"], kind="stable", key=lambda own: own.map(places))
 
 
 # ---------------------------------------------------------------- reading
@@ -251,47 +257,22 @@ def refuse_rivals(runs):
         raise InputError(f"{len(rivals)} runs claim {' '.join(map(str, key))}: {where}; remove all but one")
 
 
-def read_events(folder):
-    """All scalars of a run's event files, as lists of tag, step and value, and what was said about damage."""
+def read_scalars(folder, tags=None):
+    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and what damage was found."""
     damage = logging.handlers.BufferingHandler(1_000_000)
     logger = logging.getLogger("tensorboard")
     logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
     logger.handlers = [damage]
     logger.propagate = False
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     rows = []
-    for tag in events.Tags()["scalars"]:
-        rows += [[tag, event.step, event.value] for event in events.Scalars(tag)]
+    if any(folder.glob("*tfevents*")):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            if tags is None or tag in tags:
+                rows += [[tag, event.step, event.value] for event in events.Scalars(tag)]
     problems = [record.getMessage() for record in damage.buffer if record.msg.startswith("Truncated record")]
-    return rows, problems
-
-
-def read_scalars(folder, tags=None):
-    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and their problems.
-
-    They are read once: a cache in the run's folder holds them while all event files keep their size and time.
-    """
-    files = {}
-    for path in folder.glob("*tfevents*"):
-        files[path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
-    cache_file = folder / ".plot_curves.json"
-    cache = {}
-    try:
-        cache = json.loads(cache_file.read_text())
-    except (OSError, ValueError):  # none yet, or damaged
-        pass
-    if cache.get("files") != files or "rows" not in cache:
-        rows, problems = read_events(folder) if files else ([], [])
-        cache = {"files": files, "problems": problems, "rows": rows}
-        try:
-            write(cache_file, json.dumps(cache))
-        except OSError:  # a full disk, or a read-only folder: it is read again the next time
-            pass
-    frame = pd.DataFrame(cache["rows"], columns=["tag", "step", "value"])
-    frame = frame.astype({"tag": str, "step": np.int64, "value": float})
-    if tags is not None:
-        frame = frame[frame["tag"].isin(tags)]
-    return frame, cache["problems"]
+    frame = pd.DataFrame(rows, columns=["tag", "step", "value"])
+    return frame.astype({"tag": str, "step": np.int64, "value": float}), problems
 
 
 def scalars(runs, evaluations, tags=None, apply=map):
@@ -344,31 +325,28 @@ def reached(last):
     return last.sort_values().iloc[(len(last) - 1) // 2]
 
 
-def on_axis(rows, x_axis):
-    """Rows of curves (`panel`, `label`) with `x`, `xlabel`; `whole` ones, of runs that got to `end`, make the mean."""
-    column, xlabel, unit = AXES[x_axis]
-    rows = rows.dropna(subset=column)
-    last = rows.groupby([*CURVE, "run"])["step"].max()  # a row is a run
-    end = last.groupby(level=CURVE).agg(reached)  # a row is a curve
-    rows = rows.join(last.rename("last"), on=[*CURVE, "run"]).join(end.rename("end"), on=CURVE)
-    rows["whole"] = (rows["step"] <= rows["end"]) & (rows["last"] >= rows["end"])
-    mean = rows[rows["whole"]].groupby([*CURVE, "step"])[column].transform("mean")
-    rows["x"] = mean.reindex(rows.index).fillna(rows[column]) / unit
-    rows["xlabel"] = xlabel
-    return rows
+def at_same_steps(runs, end):
+    """The runs of a curve that got to the step `end`, until there, at the same steps: {column: values [runs, steps]}.
+
+    The steps are those of the run with the fewest, and `end`; between its own steps a run is interpolated linearly.
+    """
+    whole = [run for _, run in runs.sort_values("step").groupby("run") if run["step"].max() >= end]
+    start = max(run["step"].min() for run in whole)
+    steps_of_runs = [run["step"][run["step"].between(start, end)] for run in whole]
+    steps = np.union1d(min(steps_of_runs, key=len), end)
+    values = {}
+    for column in ["step", *COUNTERS, "value"]:
+        values[column] = np.array([np.interp(steps, run["step"], run[column]) for run in whole])
+    return values
 
 
 def band(values):
-    """The 95% confidence interval of the mean: mean +/- t(0.975, n - 1) s / sqrt(n); NaN below n = 3."""
-    half = np.nan
+    """The mean of runs, and the ends of its 95% interval, mean +/- t(0.975, n - 1) s / sqrt(n); NaN below n = 3."""
+    mean = np.mean(values, axis=0)
+    half = mean * np.nan
     if len(values) > 2:
-        half = scipy.stats.t.ppf(0.975, len(values) - 1) * pd.Series(values).sem()
-    return np.mean(values) - half, np.mean(values) + half
-
-
-def log_band(values):
-    """The interval of `band` for the logarithms, as values."""
-    return np.exp(band(np.log(values)))
+        half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return mean, mean - half, mean + half
 
 
 def seeds_of(counts):
@@ -378,71 +356,64 @@ def seeds_of(counts):
     return f"{min(counts)}–{max(counts)}"
 
 
-def draw(rows, ylabel, columns, looks=LOOKS, log=False, ends=False):
-    """Curves of `on_axis`, a panel each `panel`, with one legend, by seaborn: the figure, None without rows.
+def draw_curve(axis, runs, x_axis, look, log):
+    """The mean of the runs that got to the end of a curve, with its interval; others thin. The number of runs in it."""
+    column, _, unit = AXES[x_axis]
+    color, line, marker = look
+    last = runs.groupby("run")["step"].transform("max")
+    end = reached(runs.groupby("run")["step"].max())
+    whole = at_same_steps(runs, end)
+    if log:
+        mean, low, high = np.exp(band(np.log(whole["value"])))
+    else:
+        mean, low, high = band(whole["value"])
+    x = whole[column].mean(axis=0) / unit
+    label = runs["label"].iloc[0]
+    axis.plot(x, mean, color=color, linestyle=line, marker=marker, markevery=0.15, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    single = runs[(last < end) | (runs["step"] > end)]
+    for _, run in single.groupby("run"):
+        axis.plot(run[column] / unit, run["value"], color=color, linewidth=0.5)
+    return len(whole["value"])
 
-    With `log` mean and interval are of the logarithms; `ends`: bars right of the curves for the last, instead of bands.
+
+def draw(panels, ylabel, columns, looks=LOOKS, log=False):
+    """Panels [title, rows with `label`, one of AXES] with one legend: the figure, None if there are none.
+
+    With `log` mean and interval are of the logarithms.
     """
-    if rows.empty:
+    if not panels:
         return None
-    whole = rows[rows["whole"]]
-    shown = [label for label in looks if (rows["label"] == label).any()]
-    colors = {label: color for label, (color, _, _) in looks.items()}
-    interval = log_band if log else band
-    grid = sns.relplot(
-        whole,
-        kind="line",
-        x="x",
-        y="value",
-        col="panel",
-        col_order=rows["panel"].unique(),
-        col_wrap=columns,
-        hue="label",
-        hue_order=shown,
-        palette=colors,
-        style="label",
-        style_order=shown,
-        dashes={label: dashes for label, (_, dashes, _) in looks.items()},
-        markers={label: marker for label, (_, _, marker) in looks.items()},
-        markevery=0.15,
-        estimator=scipy.stats.gmean if log else "mean",
-        errorbar=None if ends else interval,
-        err_kws={"alpha": 0.15, "linewidth": 0},
-        height=1.5 if columns > 3 else 2,
-        facet_kws={"sharex": False, "sharey": False},
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    tasks = {task for _, rows, _ in panels for task in rows["task"]}
+    of_paper = not log and tasks <= set(paper("2")["task"])
+    size = (WIDTH, 0.8 + (1.5 if columns > 2 else 2) * lines)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, sharey=of_paper, figsize=size, layout="constrained")
+    seeds = []
+    curves = {}
+    for axis, (name, rows, x_axis) in zip(axes.flat, panels, strict=False):
+        column, xlabel, _ = AXES[x_axis]
+        for label, runs in rows.dropna(subset=column).groupby("label"):
+            seeds.append(draw_curve(axis, runs, x_axis, looks[label], log))
+        for curve in axis.get_legend_handles_labels()[0]:
+            curves[curve.get_label()] = curve
+        axis.set(title=name.replace("$", r"\$"), xlabel=xlabel, xlim=(0, None), yscale="log" if log else "linear")
+    if not curves:
+        return None
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    if of_paper:  # one scale, which no interval stretches
+        _, top = axes[0, 0].get_ylim()
+        axes[0, 0].set_ylim(0, min(MAX_RETURN, top))
+    figure.supylabel(ylabel, fontsize=8)
+    figure.legend(
+        handles=[curves[label] for label in looks if label in curves],
+        loc="outside lower center",
+        ncols=4,
+        title=f"Mean over {seeds_of(seeds)} seeds; 95% confidence interval from 3 on",
     )
-    for panel, axis in grid.axes_dict.items():
-        in_panel = rows[rows["panel"] == panel]
-        for (_, label), curve in in_panel[~in_panel["whole"]].groupby(["run", "label"]):
-            axis.plot(curve["x"], curve["value"], color=colors[label], linewidth=0.5)
-        if ends:
-            draw_ends(axis, whole[whole["panel"] == panel], colors)
-        axis.set_title(panel)
-        axis.set_xlabel(in_panel["xlabel"].iloc[0])
-        axis.set_ylabel("")
-        axis.set_xlim(0, None)
-        if log:
-            axis.set_yscale("log")
-    if not log and set(rows["task"]) <= set(paper("2")["task"]):  # one scale for all of the paper's tasks
-        highest = max(axis.dataLim.y1 for axis in grid.axes.flat)
-        grid.set(ylim=(0, min(MAX_RETURN, 1.05 * highest)))
-    seeds = seeds_of(whole.groupby(CURVE)["run"].nunique())
-    title = f"Mean over {seeds} seeds; 95% confidence interval from 3 on"
-    sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncols=min(4, len(shown)), title=title)
-    grid.figure.supylabel(ylabel, fontsize=8)
-    grid.figure.set_figwidth(WIDTH)
-    grid.tight_layout(rect=(0, 0, 1, 1))
-    return grid.figure
-
-
-def draw_ends(axis, whole, colors):
-    """Right of each curve, its mean and interval at the last step."""
-    at_end = whole[whole["step"] == whole["end"]]
-    for i, (label, values) in enumerate(at_end.groupby("label")):
-        x = values["x"].mean() * (1.03 + 0.02 * i)
-        mean = values["value"].mean()
-        low, _ = band(values["value"])
-        axis.errorbar(x, mean, mean - low, color=colors[label], capsize=2)
+    return figure
 
 
 # ---------------------------------------------------------------- figures; the docstring is the caption
@@ -453,37 +424,42 @@ def figure_3(data, options):
     for path in options.reference:
         name = "/".join(path.with_suffix("").parts[-2:])
         theirs = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
-        theirs["label"] = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
+        label = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
+        theirs["label"] = label.str.replace("$", r"\$")
         theirs["run"] = name + theirs["seed"].astype(str)
         rows.append(theirs)
-    rows = by_task(stack(rows))
-    rows["panel"] = rows["task"].str.title()
+    rows = in_papers_order(stack(rows))
     looks = dict(LOOKS)
     for i, label in enumerate(sorted(set(rows["label"]) - set(LOOKS))):
-        looks[label] = GREYS[i % len(GREYS)]
-    columns = min(4, max(1, rows["task"].nunique()))
-    return draw(on_axis(rows, options.x_axis), options.ylabel, columns, looks)
+        looks[label] = (GREYS[i % len(GREYS)], "-", "h")
+    panels = []
+    for task, of_task in rows.groupby("task", sort=False):
+        panels.append([title(task), of_task, options.x_axis])
+    return draw(panels, options.ylabel, 4, looks)
 
 
 def figure_4(data, options):
     """Critic gradient norm and TD target variance; the ratios are of means over the last 10% of the finished runs."""
     rows = data.diagnostics
     rows = rows[(rows["task"] == options.task) & (rows["variant"] == "default")]
-    rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS), panel=rows["tag"].map(DIAGNOSTICS))
+    rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS))
     last = rows["run"].map(data.runs["last"].where(data.runs["finished"]))
     means = rows[rows["step"] > 0.9 * last].groupby(["tag", "algorithm"])["value"].mean()
     papers = paper("Figure 4").set_index(["task", "measure", "algorithm"])["mean"]
-    for tag, ams in means.index:
-        base = PAIRS.get(ams)
-        if (tag, base) not in means:
-            continue
-        ratio = means[tag, base] / means[tag, ams]
-        title = f"\n{ALGORITHMS[base]} / {ALGORITHMS[ams]}: {ratio:.1f}×"
-        if (options.task, tag, base) in papers:
-            papers_ratio = papers[options.task, tag, base] / papers[options.task, tag, ams]
-            title += f" (paper {papers_ratio:.1f})"
-        rows.loc[rows["tag"] == tag, "panel"] += title
-    return draw(on_axis(rows, options.x_axis), "Geometric mean", 2, log=True)
+    panels = []
+    for tag, of_tag in rows.groupby("tag"):
+        lines = [DIAGNOSTICS[tag]]
+        for ams, base in PAIRS.items():
+            if (tag, ams) not in means or (tag, base) not in means:
+                continue
+            ratio = means[tag, base] / means[tag, ams]
+            line = f"{ALGORITHMS[base]} / {ALGORITHMS[ams]}: {ratio:.1f}×"
+            if (options.task, tag, base) in papers:
+                papers_ratio = papers[options.task, tag, base] / papers[options.task, tag, ams]
+                line += f" (paper {papers_ratio:.1f})"
+            lines.append(line)
+        panels.append(["\n".join(lines), of_tag, options.x_axis])
+    return draw(panels, "Geometric mean", 2, log=True)
 
 
 def of_ablation(rows, task):
@@ -495,19 +471,25 @@ def of_ablation(rows, task):
 
 
 def figure_5(data, options):
-    """Ablations: components with TD3 and SAC, radius, number of neighbours; the bars are the intervals at the end."""
+    """Ablations: components with TD3 and SAC, radius, number of neighbours."""
     design = paper("3")[["group", "curve", "algorithm", "variant"]].rename(columns={"curve": "label"})
-    design["panel"] = design["group"] + ", " + design["algorithm"].str.removeprefix("ams_").str.upper()
+    design["base"] = design["algorithm"].str.removeprefix("ams_").str.upper()
     rows = design.merge(of_ablation(data.returns, options.task), on=["algorithm", "variant"])
-    return draw(on_axis(rows, options.x_axis), options.ylabel, 2, ends=True)
+    panels = []
+    for (group, base), own in rows.groupby(["group", "base"], sort=False):
+        panels.append([f"{group}, {base}", own, options.x_axis])
+    return draw(panels, options.ylabel, 2)
 
 
 def figure_a1(data, options):
     """Inner products of Gaussian and of orthogonal directions, one draw of K = 8 in 38 dimensions; lengths of 4,096."""
-    import torch  # only for this figure; the rest of the plotter does without
+    try:  # only this figure needs PyTorch
+        import torch
 
-    from ams_td3 import sample_directions
-
+        from ams_td3 import sample_directions
+    except ImportError as error:
+        note(f"figure_a1 is left out: {error}")
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3), layout="constrained")
     for axis, name in zip(axes, ["gaussian", "orthogonal"], strict=True):
         directions = sample_directions(name, 4096, 8, 38, generator=torch.Generator().manual_seed(0))
@@ -530,40 +512,35 @@ def figure_a1(data, options):
 
 
 def in_arms(rows):
-    """The rows of ARMS, with `label` and `panel`, of tasks that have AMS and two more of its arms."""
+    """The rows of ARMS, with `label` and `base`, of tasks that have three or more of them."""
     design = []
     for ams, base in PAIRS.items():
         for label, variant in ARMS.items():
             algorithm = base if label == "Baseline" else ams
-            design.append({"label": label, "variant": variant, "algorithm": algorithm, "base": base})
-    rows = pd.DataFrame(design).merge(rows, on=["algorithm", "variant"])
-    rows["panel"] = rows["task"].str.title() + ", " + rows["base"].str.upper()
-    comparable_panels = []
-    for panel, labels in rows.groupby("panel")["label"]:
-        if "AMS" in set(labels) and labels.nunique() > 2:
-            comparable_panels.append(panel)
-    return by_task(rows[rows["panel"].isin(comparable_panels)])
+            design.append([label, variant, algorithm, base])
+    rows = pd.DataFrame(design, columns=["label", "variant", "algorithm", "base"]).merge(rows)
+    arms = rows.groupby(["task", "base"])["label"].transform("nunique")
+    return in_papers_order(rows[arms > 2])
 
 
 def figure_is_it_ntd(data, options):
     """What AMS adds to TD3 and SAC, one by one, against steps and hours. Dotted: the paper, at 500K or 1M steps."""
     papers = paper("2").set_index(["task", "algorithm"])["mean"]
-    rows = [data.arms[:0]]
-    cells = []  # of each panel
-    for cell, arms in data.arms.groupby(["task", "base"], sort=False):
-        rows.append(on_axis(arms, "steps"))
-        rows.append(on_axis(arms.assign(panel=arms["panel"] + " "), "hours"))
-        cells += [cell, cell]
-    figure = draw(stack(rows), "Evaluation return", 2)
+    panels = []
+    for (task, base), arms in data.arms.groupby(["task", "base"], sort=False):
+        for x_axis in ["steps", "hours"]:
+            panels.append([f"{title(task)}, {base.upper()}", arms, x_axis])
+    figure = draw(panels, "Evaluation return", 2)
     if figure is None:
         return None
-    for axis, (task, base) in zip(figure.axes, cells, strict=True):
-        axis.set_ylim(0, MAX_RETURN)
-        for algorithm in [base, f"ams_{base}"]:
+    for axis, (_, arms, _) in zip(figure.axes, panels, strict=True):
+        task, base = arms[["task", "base"]].iloc[0]
+        for algorithm, label in [(base, "Baseline"), (f"ams_{base}", "AMS")]:
             if (task, algorithm) not in papers:
                 continue
             mean = papers[task, algorithm]
-            color, _, _ = LOOKS["Baseline" if algorithm == base else "AMS"]
+            color, _, _ = LOOKS[label]
+            axis.set_ylim(0, MAX_RETURN)
             axis.axhline(mean, color=color, linestyle=":", linewidth=1)
             axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
     return figure
@@ -577,9 +554,9 @@ def figure_aggregates(data, options):
     figure, axes = plt.subplots(1, len(MEASURES), sharey=True, figsize=(WIDTH, height), layout="constrained")
     for axis, measure in zip(axes, MEASURES, strict=True):
         rows = data.aggregates[data.aggregates["measure"] == measure]
-        for row in rows.itertuples():
-            color, _, _ = LOOKS[row.algorithm]
-            axis.barh(row.algorithm, row.high - row.low, left=row.low, height=0.6, color=color, alpha=0.75)
+        colors = [LOOKS[name][0] for name in rows["algorithm"]]
+        width = rows["high"] - rows["low"]
+        axis.barh(rows["algorithm"], width, left=rows["low"], height=0.6, color=colors, alpha=0.75)
         axis.plot(rows["value"], rows["algorithm"], "k|", markersize=10)
         axis.set_title(measure)
         axis.grid(visible=False, axis="y")
@@ -594,9 +571,9 @@ def figure_profiles(data, options):
         return None
     figure, axis = plt.subplots(figsize=(5, 3))
     for name, tasks in data.scores.items():
-        color, dashes, _ = LOOKS[name]
+        color, line, _ = LOOKS[name]
         shares, low, high = bootstrap(profile, tasks)
-        axis.plot(THRESHOLDS, shares, color=color, dashes=dashes, label=name)
+        axis.plot(THRESHOLDS, shares, color=color, linestyle=line, label=name)
         axis.fill_between(THRESHOLDS, low, high, color=color, alpha=0.15, linewidth=0)
     axis.set(xlabel="Return / 1000", ylabel="Share of runs above")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -613,17 +590,6 @@ def comparable(runs, cell=CELL):
     return done[length == longest]
 
 
-def impossible(mean, std, seeds):
-    """Whether no returns in [0, 1000] have this mean and sample deviation, both rounded to whole numbers."""
-    possible = []
-    for exact in [mean - 0.5, mean, mean + 0.5]:
-        # Of returns with a given total those at 0 or 1000, but for one, deviate most.
-        at_top, rest = divmod(seeds * max(0, exact), MAX_RETURN)
-        returns = [MAX_RETURN] * int(at_top) + [rest] + [0] * seeds
-        possible.append(np.std(returns[:seeds], ddof=1))
-    return std - 0.5 > max(possible)
-
-
 def text(value, *spread, digits=0):
     """ "712", "712 ± 27" with a deviation, "712 [685, 739]" with the two ends of an interval, "–" without a value."""
     if pd.isna(value):
@@ -637,26 +603,31 @@ def text(value, *spread, digits=0):
     return shown
 
 
-def our_text(cell, per_run, digits):
+def papers_text(cell, digits):
+    """Mean ± sample deviation; † if no returns in [0, 1000] have this deviation."""
+    shown = text(cell.mean, cell.std, digits=digits)
+    if cell.impossible == 1:
+        shown += " †"
+    return shown
+
+
+def our_text(cell, digits):
     """Mean ± sample deviation (seeds, of how many runs), and the steps where they are not the paper's."""
     if pd.isna(cell.runs):
         return "missing"
     if pd.isna(cell.n):
-        return "unfinished"
+        return f"unfinished at {cell.last / 1000:g}K"
     seeds = f"{cell.n:.0f}"
-    if cell.n < cell.runs and per_run:
+    if cell.n < cell.runs:
         seeds += f" of {cell.runs:.0f}"
     shown = f"{text(cell.ours, cell.deviation, digits=digits)} ({seeds})"
-    if cell.steps > 0 and cell.at != cell.steps and per_run:
+    if cell.steps > 0 and cell.at != cell.steps:
         shown += f" at {cell.at / 1000:g}K"
     return shown
 
 
 def beside_paper(runs, value, numbers, machine=None, digits=0):
-    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell, for each machine.
-
-    `Ours` is of `our_text`; `Paper` is marked where its deviation is impossible.
-    """
+    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell, for each machine."""
     cells = [*CELL, machine] if machine else CELL
     done = comparable(runs).dropna(subset=value).groupby(cells, as_index=False)
     ours = done.agg(
@@ -665,18 +636,12 @@ def beside_paper(runs, value, numbers, machine=None, digits=0):
         n=(value, "count"),
         at=("global_step", "max"),
     )
-    rows = numbers.reset_index(names="order").merge(runs.value_counts(CELL).reset_index(name="runs"), how="outer")
+    all_runs = runs.groupby(CELL, as_index=False).agg(runs=("seed", "count"), last=("last", "max"))
+    rows = numbers.reset_index(names="order").merge(all_runs, how="outer")
     rows = rows.merge(ours, how="left", on=CELL).sort_values("order", kind="stable", ignore_index=True)
-    daggers = []
-    papers_texts = []
-    our_texts = []
-    for cell in rows.itertuples():
-        dagger = cell.std > 0 and impossible(cell.mean, cell.std, int(cell.seeds))
-        papers_text = text(cell.mean, cell.std, digits=digits)
-        daggers.append(dagger)
-        papers_texts.append(f"{papers_text} †" if dagger else papers_text)
-        our_texts.append(our_text(cell, machine is None, digits))
-    return rows.assign(impossible=daggers, Paper=papers_texts, Ours=our_texts)
+    rows["Paper"] = [papers_text(cell, digits) for cell in rows.itertuples()]
+    rows["Ours"] = [our_text(cell, digits) for cell in rows.itertuples()]
+    return rows
 
 
 def scores_of(runs, value):
@@ -739,27 +704,23 @@ def aggregates_of(scores):
     """MEASURES of each algorithm, and whether AMS beats its base algorithm: a row for each of these numbers."""
     rows = []
     for name, tasks in scores.items():
-        ids = {
-            "algorithm": name,
-            "tasks": len(tasks),
-            "seeds": seeds_of([len(task) for task in tasks]),
-        }
+        ids = [name, len(tasks), seeds_of([len(task) for task in tasks])]
         for measure, value, low, high in zip(MEASURES, *bootstrap(aggregate, tasks), strict=True):
-            rows.append({**ids, "measure": measure, "value": value, "low": low, "high": high})
+            rows.append([*ids, measure, value, low, high])
         base = name.removeprefix("AMS-")
         if base != name and base in scores:
-            value, low, high = bootstrap(probability_of_improvement, [*tasks, *scores[base]])
-            rows.append({**ids, "measure": "P(better than base)", "value": value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+            numbers = bootstrap(probability_of_improvement, [*tasks, *scores[base]])
+            rows.append([*ids, "P(better than base)", *numbers])
+    return pd.DataFrame(rows, columns=["algorithm", "tasks", "seeds", *NUMBER])
 
 
 def wide(rows):
     """Rows with measure, value, low and high as a table of texts, a column a measure."""
     cells = []
     for row in rows.itertuples():
-        digits = 0 if row.measure in ["return", "area"] else 2
+        digits = 0 if row.measure in ["Return", "Area"] else 2
         cells.append(text(row.value, row.low, row.high, digits=digits))
-    names = [name for name in rows if name not in ["measure", "value", "low", "high"]]
+    names = [name for name in rows if name not in NUMBER]
     shown = rows.assign(cell=cells).pivot_table("cell", names, "measure", aggfunc="first", sort=False)
     return rows, shown.reset_index()
 
@@ -770,7 +731,7 @@ def table_2(data, options):
     rows = beside_paper(data.runs[data.runs["variant"] == "default"], options.value, paper("2"))
     matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")
     matrix = matrix[rows["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
-    matrix = matrix.rename(index=ALGORITHMS, columns=str.title)
+    matrix = matrix.rename(index=ALGORITHMS, columns=title)
     return rows, matrix.rename_axis(["algorithm", ""]).reset_index()
 
 
@@ -812,56 +773,55 @@ def table_is_it_ntd(data, options):
     rows = []
     for (task, base), arms in data.arms.groupby(["task", "base"], sort=False):
         last = arms.groupby(["label", "seed"])["step"].max()  # a row is a run
-        begun = last[last > 0].drop("AMS, ε = 1.2", errors="ignore")
-        end = begun.groupby("label").agg(reached).min()
-        got_there = last.reindex(pd.MultiIndex.from_frame(arms[["label", "seed"]])).to_numpy() >= end
-        until_end = arms[got_there & (arms["step"] <= end)].groupby(["label", "seed"])
-        at_end = until_end[["value", "wall_seconds"]].last()  # a row is a run that got to the end
-        area = until_end[["step", "value"]].apply(lambda run: np.trapezoid(run["value"], run["step"]))
-        measures = {"return": at_end["value"], "area": area / end, "hours": at_end["wall_seconds"] / 3600}
+        end = last[last > 0].groupby("label").agg(reached).min()
+        finals = {}
         for label in ARMS:
-            if label not in area:
+            runs = arms[arms["label"] == label]
+            if runs["step"].max() < end or runs.empty:
                 continue
+            seeds = at_same_steps(runs, end)
+            finals[label] = seeds["value"][:, -1]
             short = [f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end]
-            ids = {
-                "task": task,
-                "base": base,
-                "arm": label,
-                "step": end,
-                "seeds": len(area[label]),
-                "short": ", ".join(short),
-            }
-            for measure, values in measures.items():
-                low, high = band(values[label])
-                rows.append({**ids, "measure": measure, "value": values[label].mean(), "low": low, "high": high})
-            if label == "AMS" or "AMS" not in area:
+            ids = [task, base, label, end, len(finals[label]), ", ".join(short)]
+            area = np.trapezoid(seeds["value"], seeds["step"]) / end
+            rows.append([*ids, "Return", *band(finals[label])])
+            rows.append([*ids, "Area", *band(area)])
+            rows.append([*ids, "Hours", *band(seeds["wall_seconds"][:, -1] / 3600)])
+            if label == "AMS" or "AMS" not in finals:
                 continue
-            ours = at_end["value"]["AMS"].to_numpy()
-            theirs = at_end["value"][label].to_numpy()
-            value, low, high = bootstrap(probability_of_improvement, [ours, theirs])
-            rows.append({**ids, "measure": "P(AMS better)", "value": value, "low": low, "high": high})
-            test = scipy.stats.mannwhitneyu(ours, theirs, method="exact")
-            rows.append({**ids, "measure": "Mann-Whitney p", "value": test.pvalue})
+            both = [finals["AMS"], finals[label]]
+            test = scipy.stats.mannwhitneyu(*both, method="exact")
+            rows.append([*ids, "P(AMS better)", *bootstrap(probability_of_improvement, both)])
+            rows.append([*ids, "Mann-Whitney p", test.pvalue, np.nan, np.nan])
     if not rows:
         return None
-    return wide(pd.DataFrame(rows))
+    return wide(pd.DataFrame(rows, columns=["task", "base", "arm", "step", "seeds", "short", *NUMBER]))
+
+
+def in_markdown(name):
+    """A text with what Markdown would take for its own: | _ $ and others."""
+    return re.sub(r"([\\|_$*<&`])", r"\\\1", str(name))
+
+
+LATEX = r"""% \usepackage{booktabs,adjustbox}
+\begin{table}
+\caption{CAPTION}
+\begin{adjustbox}{max width=\linewidth, center}
+TABULAR\end{adjustbox}
+\end{table}
+"""
 
 
 def write_table(path, caption, rows, shown):
     """path.csv with all digits, path.md and path.tex as shown."""
-    shown = shown.fillna("–").rename(columns=lambda name: name[:1].upper() + name[1:])
+    shown = shown.fillna("–").rename(columns={name: name.capitalize() for name in rows})
     write(path.with_suffix(".csv"), rows.to_csv(index=False))
-    write(path.with_suffix(".md"), f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n")
+    markdown = shown.map(in_markdown).rename(columns=in_markdown).to_markdown(index=False, disable_numparse=True)
+    write(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n")
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    lines = [
-        r"% \usepackage{booktabs,adjustbox}",
-        r"\begin{table}",
-        r"\caption{" + caption.replace("%", r"\%") + "}",
-        r"\begin{adjustbox}{max width=\linewidth, center}",
-        style.to_latex(hrules=True).replace("ε", r"$\epsilon$") + r"\end{adjustbox}",
-        r"\end{table}",
-    ]
-    write(path.with_suffix(".tex"), "\n".join(lines) + "\n")
+    tabular = style.to_latex(hrules=True).replace("ε", r"$\epsilon$")
+    latex = LATEX.replace("CAPTION", caption.replace("%", r"\%")).replace("TABULAR", tabular)
+    write(path.with_suffix(".tex"), latex)
 
 
 # ---------------------------------------------------------------- command line
@@ -932,8 +892,11 @@ def draw_figures(data, options, folder):
     unfinished = []
     for run in data.runs[~data.runs["finished"]].itertuples():
         unfinished.append(f"{run.algorithm} {run.variant} {run.task} {run.seed} at step {run.last:,}")
-    names = ", ".join(unfinished) or "none"
-    captions = [f"Unfinished: {names}. Thin lines: single runs, short of or beyond the mean."]
+    captions = [
+        f"Unfinished: {in_markdown(', '.join(unfinished) or 'none')}.",
+        "A curve is the mean of the runs that got to its end; thin lines are single runs, short of or beyond it. "
+        "Runs evaluated at different steps are interpolated linearly, at the steps of the one with the fewest.",
+    ]
     functions = [
         figure_3,
         figure_4,
@@ -947,13 +910,11 @@ def draw_figures(data, options, folder):
         name = function.__name__
         figure = function(data, options)
         if figure is None:
-            captions.append(f"{name}: no run has its data.")
+            captions.append(f"{name}: left out, its data are missing.")
             continue
         for kind in options.format:
-            buffer = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else None  # the same data, the same file
-            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-            write(folder / f"{name}.{kind}", buffer.getvalue())
+            figure.savefig(folder / f"{name}.{kind}", bbox_inches="tight", metadata=metadata)
         plt.close("all")
         captions.append(f"{name}: {caption_of(function)}")
     write(folder / "captions.md", "\n\n".join(captions) + "\n")
@@ -967,9 +928,25 @@ def write_tables(data, options, folder):
             write_table(folder / function.__name__, caption_of(function), *table)
 
 
+def print_returns(runs, value):
+    """Final returns as they stand, a line a cell: mean with its 95% t-interval, and runs that are not in it."""
+    lines = []
+    for (algorithm, variant, task), own in in_papers_order(runs).groupby(CELL, sort=False):
+        final = comparable(own)[value].dropna()
+        others = []
+        for run in own.drop(final.index).itertuples():
+            others.append(f"seed {run.seed}: {text(run.final)} at {run.last:,}")
+        names = [title(task), ALGORITHMS[algorithm], variant]
+        lines.append([*names, text(*band(final)), len(final), ", ".join(others)])
+    columns = ["task", "algorithm", "variant", "return", "seeds", "unfinished or shorter"]
+    print(pd.DataFrame(lines, columns=columns).to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+
+
 def main():
     """Read the runs, write figures, captions and tables, and say what was written."""
     options = read_arguments()
+    plt.switch_backend("agg")  # no display needed, and none opened
+    plt.rcdefaults()
     sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
     data = read_data(options)
     published = [directory for directory in options.directories if (directory / "runs.json").exists()]
@@ -979,6 +956,7 @@ def main():
         export(data, folder)
     draw_figures(data, options, folder)
     write_tables(data, options, folder)
+    print_returns(data.runs, options.value)
     print(f"{len(data.runs)} runs, {data.runs['finished'].sum()} finished; figures and tables are in {folder}")
 
 
