@@ -9,57 +9,114 @@ others are drawn and named in captions.md. From Python, `load_runs("runs/")` has
 """
 
 import argparse
-import contextlib
 import functools
-import io
 import json
 import logging.handlers
 import os
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy
 import seaborn as sns
-from rliable import library, metrics, plot_utils
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-plt.switch_backend("agg")  # no display needed, and none opened
-
-ALGORITHMS = {"ams_td3": "AMS-TD3", "ams_sac": "AMS-SAC", "ppo": "PPO", "td3": "TD3", "sac": "SAC"}
+# ---------------------------------------------------------------- names and looks
+ALGORITHMS = {
+    "ams_td3": "AMS-TD3",
+    "ams_sac": "AMS-SAC",
+    "ppo": "PPO",
+    "td3": "TD3",
+    "sac": "SAC",
+}
 PAIRS = {"ams_td3": "td3", "ams_sac": "sac"}  # AMS and its base algorithm
-# The arms of figure_is_it_ntd: what AMS adds to its base algorithm, one by one.
-ARMS = {"AMS": "default", "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1", "+ LayerNorm": "ntd=False"}
-ARMS |= {"Baseline": "default", "AMS, ε = 1.2": "epsilon=1.2"}
-SWITCHES = {"ntd": True, "layer_norm": True, "epsilon": 0.2, "num_neighbors": 8, "sampling": "orthogonal"}
-SWITCHES |= {"action_projection": "tanh"}
-# Looks of curves in turn: Okabe-Ito colours, told apart by the colour-blind, then greys; dashes and markers for print.
-COLORS = "#D55E00 #0072B2 #009E73 #E69F00 #56B4E9 #CC79A7 #000000 0.35 0.5 0.65 0.8".split()
-DASHES = ["", (5, 1, 1, 1), (1, 1), (4, 2), (7, 2), (5, 1, 1, 1, 1, 1), (1, 2), "", (4, 2), (1, 1), (2, 1)]
-MARKERS = list("osX^vDP<>*h")
-STYLE = {"savefig.dpi": 300, "legend.frameon": False, "legend.handlelength": 3.2, "lines.markersize": 4}
-STYLE |= {"pdf.fonttype": 42, "svg.hashsalt": "plot_curves"}  # TrueType, as journals ask; the same data, the same file
+
+# What AMS adds to its base algorithm, one by one: the variants that figure_is_it_ntd compares.
+ARMS = {
+    "AMS": "default",
+    "AMS, ε = 1.2": "epsilon=1.2",
+    "+ LayerNorm": "ntd=False",
+    "+ LayerNorm, point target": "epsilon=0.0 num_neighbors=1",
+    "Baseline": "default",  # of the base algorithm
+}
+# Arguments that make a variant of an algorithm, with their usual values.
+SWITCHES = {
+    "ntd": True,
+    "layer_norm": True,
+    "epsilon": 0.2,
+    "num_neighbors": 8,
+    "sampling": "orthogonal",
+    "action_projection": "tanh",
+}
+
+# How a curve looks, the same in all figures: colors that the color-blind tell apart (Okabe, Ito), and lines and markers
+# for print.
+LOOKS = {
+    "AMS-TD3": ("#D55E00", "-", "o"),
+    "AMS-SAC": ("#0072B2", "-", "s"),
+    "PPO": ("#000000", ":", "X"),
+    "TD3": ("#E69F00", "--", "^"),
+    "SAC": ("#56B4E9", "--", "v"),
+    "AMS": ("#D55E00", "-", "o"),
+    "AMS, ε = 1.2": ("#0072B2", "-", "s"),
+    "+ LayerNorm": ("#009E73", "-.", "D"),
+    "+ LayerNorm, point target": ("#CC79A7", ":", "P"),
+    "AMS (full): ε = 0.2, K = 8": ("#D55E00", "-", "o"),
+    "w/o LN-Q": ("#000000", ":", "X"),
+    "w/o NTD": ("#009E73", "-.", "D"),
+    "Baseline": ("#E69F00", "--", "^"),
+    "ε = 0.4, or K = 4": ("#56B4E9", "--", "<"),
+    "ε = 0.6, or K = 6": ("#0072B2", "-.", ">"),
+    "ε = 0.8, or K = 10": ("#000000", ":", "*"),
+}
+GREYS = ["0.35", "0.5", "0.65", "0.8"]  # of others' curves
+STYLE = {  # on top of matplotlib's defaults: what the user's configuration says must not change a figure
+    "savefig.dpi": 300,
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,  # TrueType, as journals ask
+    "svg.hashsalt": "plot_curves",  # the same data, the same file
+}
 WIDTH = 6.75  # inches, the text width of a two-column page, so that font sizes are the printed ones
-AXES = {"steps": ("step", "Steps (thousands)", 1e3), "frames": ("frames", "Frames (millions)", 1e6)}
-AXES |= {"updates": ("updates", "Updates (thousands)", 1e3), "hours": ("wall_seconds", "Hours", 3600)}
 MAX_RETURN = 1000  # of an episode in all of the paper's tasks: 1000 control steps with rewards in [0, 1]
-REPS, TAUS = 1000, np.linspace(0, 1, 51)  # rliable's bootstrap, and thresholds of performance profiles
-MEASURES = {name: getattr(metrics, f"aggregate_{name}") for name in ("iqm", "median", "mean", "optimality_gap")}
-METRICS = {"eval": ("eval/episodic_return", "final", "Evaluation return")}  # tag, column of the table of runs, label
-METRICS |= {"train": ("charts/episodic_return", "training_return_last_10_percent", "Training return")}
-DIAGNOSTICS = {"diagnostics/critic_grad_norm": "Critic gradient norm"}
-DIAGNOSTICS |= {"diagnostics/td_target_variance": "TD target variance"}
+# --x-axis: column, label, and how many of the column's units are one on the axis.
+AXES = {
+    "steps": ("step", "Steps (thousands)", 1e3),
+    "frames": ("frames", "Frames (millions)", 1e6),
+    "updates": ("updates", "Updates (thousands)", 1e3),
+    "hours": ("wall_seconds", "Hours", 3600),
+}
+# --metric: tag of the curves, column of the table of runs, label.
+METRICS = {
+    "eval": ("eval/episodic_return", "final", "Evaluation return"),
+    "train": ("charts/episodic_return", "training_return_last_10_percent", "Training return"),
+}
+DIAGNOSTICS = {
+    "diagnostics/critic_grad_norm": "Critic gradient norm",
+    "diagnostics/td_target_variance": "TD target variance",
+}
+MEASURES = ["IQM", "Median", "Mean", "Optimality gap"]  # as `aggregate` returns them
+THRESHOLDS = np.linspace(0, 1, 51)  # of performance profiles
+
 COUNTERS = ["frames", "updates", "wall_seconds"]
 CELL = ["algorithm", "variant", "task"]
 KEY = [*CELL, "seed"]
 EPISODES = [*KEY, "origin", "step", *COUNTERS, "episode", "return"]
 SCALARS = [*KEY, "origin", "step", *COUNTERS, "tag", "value"]
+RUNS = [*KEY, "origin", "path", "args", "global_step", "wall_seconds", "device", "training_return_last_10_percent"]
+TYPES = {"seed": np.int64, "step": np.int64, "wall_seconds": float, "return": float, "value": float}
+NUMBER = ["measure", "value", "low", "high"]
 
 
+# ---------------------------------------------------------------- files
 class InputError(ValueError):
     """The runs, or a file given, cannot be used; the message is one line for the user."""
 
@@ -70,39 +127,45 @@ def note(message):
 
 
 def write(path, content):
-    """Text or bytes replace a file in one step."""
+    """A text replaces a file in one step: data that are published over themselves survive a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def read_csv(path, columns=None):
     """A CSV file as a DataFrame; InputError if one of these columns is missing, or a number in it is none."""
-    types = {"seed": np.int64, "step": np.int64, "wall_seconds": float, "return": float, "value": float}
     try:
-        return pd.read_csv(path, usecols=columns, dtype=types, float_precision="round_trip")
+        return pd.read_csv(path, usecols=columns, dtype=TYPES, float_precision="round_trip")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be used: {message}") from None
 
 
 def stack(frames):
     """The frames below each other; empty ones would spoil the types of the others."""
-    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled or frames[:1], ignore_index=True)
 
 
-@functools.cache
 def paper(table):
     """The paper's numbers of one table, in its order, from results/paper.csv."""
     numbers = read_csv(Path(__file__).resolve().parent / "results" / "paper.csv")
     return numbers[numbers["table"] == table].drop(columns="table").reset_index(drop=True)
 
 
-def by_task(rows):
-    """Rows in the order of the paper's tasks, others behind."""
-    known = list(paper("2")["task"].unique())
-    return rows.sort_values(
-        "task", kind="stable", key=lambda tasks: tasks.map({task: i for i, task in enumerate(known)})
-    )
+def title(task):
+    """Dog-Run, as in the paper, for one of its tasks; others as the user wrote them."""
+    if task in set(paper("2")["task"]):
+        return task.title()
+    return task
+
+
+def in_papers_order(rows):
+    """Rows in the order of the paper's tasks, others behind, and of its algorithms."""
+    names = [*paper("2")["task"].unique(), *paper("2")["algorithm"].unique()]
+    places = {name: i for i, name in enumerate(names)}
+    return rows.sort_values(["task", "algorithm"], kind="stable", key=lambda own: own.map(places))
 
 
 # ---------------------------------------------------------------- reading
@@ -110,9 +173,36 @@ def variant_of(args):
     """What sets a run apart from its algorithm's default: arguments, like "epsilon=0.4", or else its exp_name."""
     if args["algorithm"] not in ALGORITHMS:
         raise ValueError(f"algorithm {args['algorithm']!r} is none of {', '.join(ALGORITHMS)}")
-    parts = [f"{name}={args[name]}" for name, usual in SWITCHES.items() if args.get(name, usual) != usual]
+    changed = []
+    for name, usual in SWITCHES.items():
+        value = args.get(name, usual)
+        if value != usual:
+            changed.append(f"{name}={value}")
+    if changed:
+        return " ".join(changed)
     name = args.get("exp_name", args["algorithm"])
-    return " ".join(parts) or ("default" if name == args["algorithm"] else name)
+    if name == args["algorithm"]:
+        return "default"
+    return name
+
+
+def read_run(folder, origin):
+    """A run's record, which is its result with names and arguments, and its evaluations: EPISODES, None without."""
+    args = json.loads((folder / "args.json").read_text())
+    result = {}
+    if (folder / "result.json").exists():
+        result = json.loads((folder / "result.json").read_text())
+    names = {
+        "algorithm": args["algorithm"],
+        "variant": variant_of(args),
+        "task": args["env_id"],
+        "seed": int(args["seed"]),
+        "origin": origin,
+    }
+    episodes = None
+    if (folder / "evaluations.csv").exists():
+        episodes = read_csv(folder / "evaluations.csv", ["step", *COUNTERS, "episode", "return"]).assign(**names)
+    return {**result, **names, "args": args, "path": str(folder)}, episodes
 
 
 def read_runs(directories):
@@ -122,7 +212,9 @@ def read_runs(directories):
     evaluations: EPISODES and the run's index in `run`; diagnostics, of published runs: SCALARS and `run`. `origin` is
     the end of the directory's path. InputError if there are no runs, or if two claim the same place.
     """
-    records, evaluations, diagnostics = [], [pd.DataFrame(columns=EPISODES)], [pd.DataFrame(columns=SCALARS)]
+    records = []
+    evaluations = [pd.DataFrame(columns=EPISODES)]
+    diagnostics = [pd.DataFrame(columns=SCALARS)]
     for directory in map(Path, directories):
         if not directory.is_dir():
             raise InputError(f"{directory} is no folder; give the one that holds the runs, such as runs/")
@@ -131,71 +223,75 @@ def read_runs(directories):
             evaluations.append(read_csv(directory / "evaluations.csv", EPISODES))
             diagnostics.append(read_csv(directory / "diagnostics.csv", SCALARS))
             continue
-        for folder in sorted(path.parent for path in directory.rglob("args.json")):
+        origin = "/".join(directory.resolve().parts[-2:])
+        for path in sorted(directory.rglob("args.json")):
             try:
-                args = json.loads((folder / "args.json").read_text())
-                result = json.loads(path.read_text()) if (path := folder / "result.json").exists() else {}
-                names = {"algorithm": args["algorithm"], "variant": variant_of(args), "task": args["env_id"]}
-                names |= {"seed": int(args["seed"]), "origin": "/".join(directory.resolve().parts[-2:])}
-                if (folder / "evaluations.csv").exists():
-                    frame = read_csv(folder / "evaluations.csv", ["step", *COUNTERS, "episode", "return"])
-                    evaluations.append(frame.assign(**names))
-                records.append(result | names | {"args": args, "path": str(folder)})
+                record, episodes = read_run(path.parent, origin)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                note(f"{folder} is left out, one of its files cannot be used: {error!r}")
+                note(f"{path.parent} is left out, one of its files cannot be used: {error!r}")
+                continue
+            records.append(record)
+            if episodes is not None:
+                evaluations.append(episodes)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, directories))}: no folder holds a usable args.json")
-    columns = [*KEY, "origin", "path", "args", "global_step", "wall_seconds", "device", METRICS["train"][1]]
     records.sort(key=lambda record: [record[name] for name in KEY])
-    runs = pd.DataFrame(records).reindex(columns=columns).assign(record=records)
+    runs = pd.DataFrame(records).reindex(columns=RUNS)
+    runs["record"] = records
+    refuse_rivals(runs)
+    run_numbers = runs[KEY].reset_index(names="run")
+    evaluations = stack(evaluations).merge(run_numbers, on=KEY)
+    diagnostics = stack(diagnostics).merge(run_numbers, on=KEY)
+    runs["last"] = evaluations.groupby("run")["step"].max().reindex(runs.index, fill_value=0)
+    at_end = evaluations[evaluations["step"] == evaluations["run"].map(runs["last"])]
+    runs["final"] = at_end.groupby("run")["return"].mean()
+    runs["finished"] = runs["global_step"].notna()
+    runs["hours"] = runs["wall_seconds"] / runs["global_step"] * 1e6 / 3600
+    return runs, evaluations, diagnostics
+
+
+def refuse_rivals(runs):
+    """InputError if two runs are of one algorithm, variant, task and seed."""
     for key, rivals in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
         where = ", ".join(rivals["path"].fillna(rivals["origin"]))
         raise InputError(f"{len(rivals)} runs claim {' '.join(map(str, key))}: {where}; remove all but one")
-    numbered = runs[KEY].reset_index(names="run")
-    evaluations, diagnostics = (stack(frames).merge(numbered, on=KEY) for frames in (evaluations, diagnostics))
-    last = evaluations.groupby("run")["step"].max().reindex(runs.index, fill_value=0)
-    at_end = evaluations[evaluations["step"] == evaluations["run"].map(last)]
-    runs = runs.assign(last=last, finished=runs["global_step"].notna(), final=at_end.groupby("run")["return"].mean())
-    return runs.assign(hours=runs["wall_seconds"] / runs["global_step"] * 1e6 / 3600), evaluations, diagnostics
 
 
 def read_scalars(folder, tags=None):
-    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and their problems."""
-    # The cache is valid while all event files keep size and time.
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in folder.glob("*tfevents*")}
-    cache, head = folder / ".plot_curves.csv", {}
-    with contextlib.suppress(OSError, ValueError), cache.open() as file:  # none yet, or damaged
-        head, frame = json.loads(file.readline()), pd.read_csv(file)
-    if head.get("files") != files:
-        logger, messages = logging.getLogger("tensorboard"), logging.handlers.BufferingHandler(1_000_000)
-        logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
-        logger.handlers, logger.propagate = [messages], False
-        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-        names = accumulator.Reload().Tags()["scalars"] if files else []
-        rows = [(name, event.step, event.value) for name in names for event in accumulator.Scalars(name)]
-        frame = pd.DataFrame(rows, columns=["tag", "step", "value"])
-        problems = [record.getMessage() for record in messages.buffer if record.msg.startswith("Truncated record")]
-        head = {"files": files, "problems": problems}
-        with contextlib.suppress(OSError):  # a full disk, or a read-only folder
-            write(cache, f"{json.dumps(head)}\n{frame.to_csv(index=False)}")
-    frame = frame.astype({"tag": str, "step": np.int64, "value": float})
-    return frame if tags is None else frame[frame["tag"].isin(tags)], head["problems"]
+    """Scalars of a run's event files, of these tags or all: a DataFrame tag, step, value; and what damage was found."""
+    damage = logging.handlers.BufferingHandler(1_000_000)
+    logger = logging.getLogger("tensorboard")
+    logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
+    logger.handlers = [damage]
+    logger.propagate = False
+    rows = []
+    if any(folder.glob("*tfevents*")):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            if tags is None or tag in tags:
+                rows += [[tag, event.step, event.value] for event in events.Scalars(tag)]
+    problems = [record.getMessage() for record in damage.buffer if record.msg.startswith("Truncated record")]
+    frame = pd.DataFrame(rows, columns=["tag", "step", "value"])
+    return frame.astype({"tag": str, "step": np.int64, "value": float}), problems
 
 
 def scalars(runs, evaluations, tags=None, apply=map):
     """SCALARS of the runs' event files, of these tags or all, and `run`; counters are interpolated in evaluations."""
-    runs, blocks = runs.dropna(subset="path"), [pd.DataFrame(columns=[*SCALARS, "run"])]
+    runs = runs.dropna(subset="path")
     reading = apply(functools.partial(read_scalars, tags=tags), map(Path, runs["path"]))
-    reading = tqdm(reading, "reading event files", len(runs), leave=False)
+    reading = tqdm(reading, "reading event files", len(runs), leave=False, disable=None)
+    blocks = [pd.DataFrame(columns=[*SCALARS, "run"])]
     for run, (frame, problems) in zip(runs.itertuples(), reading, strict=True):
         for problem in problems:
             note(f"{problem}; what comes before is used")
-        counts = np.full((len(frame), len(COUNTERS)), np.nan)
+        names = {name: getattr(run, name) for name in [*KEY, "origin"]}
+        frame = frame.assign(**names, run=run.Index)
+        frame[COUNTERS] = np.nan
         known = evaluations[evaluations["run"] == run.Index].groupby("step")[COUNTERS].first()
         if len(known) > 1:
-            counts = scipy.interpolate.interp1d(known.index, known, axis=0, fill_value="extrapolate")(frame["step"])
-        names = {name: getattr(run, name) for name in (*KEY, "origin")} | {"run": run.Index}
-        blocks.append(frame.assign(**names, **dict(zip(COUNTERS, counts.T, strict=True))))
+            counters_at = scipy.interpolate.interp1d(known.index, known, axis=0, fill_value="extrapolate")
+            frame[COUNTERS] = counters_at(frame["step"])
+        blocks.append(frame)
     return stack(blocks)
 
 
@@ -209,7 +305,7 @@ def binned(rows):
 def evaluated(evaluations):
     """The mean return of each evaluation, in the form of `scalars`."""
     rows = evaluations.groupby([*KEY, "origin", "run", "step"], as_index=False)[[*COUNTERS, "return"]].mean()
-    return rows.rename(columns={"return": "value"}).assign(tag=METRICS["eval"][0])
+    return rows.rename(columns={"return": "value"}).assign(tag="eval/episodic_return")
 
 
 def load_runs(*directories):
@@ -219,326 +315,524 @@ def load_runs(*directories):
     """
     runs, evaluations, diagnostics = read_runs(directories)
     logged = scalars(runs, evaluations)
-    return stack([evaluated(evaluations), diagnostics, logged[logged["tag"] != METRICS["eval"][0]]])[SCALARS]
+    logged = logged[logged["tag"] != "eval/episodic_return"]
+    return stack([evaluated(evaluations), diagnostics, logged])[SCALARS]
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- curves
 def reached(last):
     """The last step that more than half of the runs have got to, of the last steps of each."""
     return last.sort_values().iloc[(len(last) - 1) // 2]
 
 
-def on_axis(rows, x_axis):
-    """Rows of curves (`panel`, `label`) with `x`, `xlabel`; `whole` ones, of runs that got to `end`, make the mean."""
-    (column, xlabel, unit), curve = AXES[x_axis], ["panel", "label"]
-    rows = rows.dropna(subset=column)
-    last = rows.groupby([*curve, "run"])["step"].transform("max")
-    end = rows.groupby([*curve, "run"])["step"].max().groupby(level=[0, 1]).agg(reached)
-    rows = rows.assign(last=last, xlabel=xlabel).join(end.rename("end"), on=curve)
-    rows["whole"] = (rows["step"] <= rows["end"]) & (rows["last"] >= rows["end"])
-    means = rows[rows["whole"]].groupby([*curve, "step"])[column].transform("mean")
-    return rows.assign(x=means.reindex(rows.index).fillna(rows[column]) / unit)
+def at_same_steps(runs, end):
+    """The runs of a curve that got to the step `end`, until there, at the same steps: {column: values [runs, steps]}.
+
+    The steps are those of the run with the fewest, and `end`; between its own steps a run is interpolated linearly.
+    """
+    whole = [run for _, run in runs.sort_values("step").groupby("run") if run["step"].max() >= end]
+    start = max(run["step"].min() for run in whole)
+    steps_of_runs = [run["step"][run["step"].between(start, end)] for run in whole]
+    steps = np.union1d(min(steps_of_runs, key=len), end)
+    values = {}
+    for column in ["step", *COUNTERS, "value"]:
+        values[column] = np.array([np.interp(steps, run["step"], run[column]) for run in whole])
+    return values
 
 
 def band(values):
-    """The 95% confidence interval of the mean: mean +/- t(0.975, n - 1) s / sqrt(n); NaN below n = 3."""
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * pd.Series(values).sem() if len(values) > 2 else np.nan
-    return np.mean(values) - half, np.mean(values) + half
+    """The mean of runs, and the ends of its 95% interval, mean +/- t(0.975, n - 1) s / sqrt(n); NaN below n = 3."""
+    mean = np.mean(values, axis=0)
+    half = mean * np.nan
+    if len(values) > 2:
+        half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return mean, mean - half, mean + half
 
 
-def draw(rows, labels, ylabel, columns, log=False, ends=False):
-    """Curves of `on_axis`, a panel each `panel`, with one legend, by seaborn: the figure, None without rows.
+def seeds_of(counts):
+    """ "3" for one count of seeds, "2–5" for several."""
+    if min(counts) == max(counts):
+        return str(min(counts))
+    return f"{min(counts)}–{max(counts)}"
 
-    With `log` mean and interval are of the logarithms; `ends`: bars right of the curves for the last, instead of bands.
+
+def draw_curve(axis, runs, x_axis, look, log):
+    """The mean of the runs that got to the end of a curve, with its interval; others thin. The number of runs in it."""
+    column, _, unit = AXES[x_axis]
+    color, line, marker = look
+    last = runs.groupby("run")["step"].transform("max")
+    end = reached(runs.groupby("run")["step"].max())
+    whole = at_same_steps(runs, end)
+    if log:
+        mean, low, high = np.exp(band(np.log(whole["value"])))
+    else:
+        mean, low, high = band(whole["value"])
+    x = whole[column].mean(axis=0) / unit
+    label = runs["label"].iloc[0]
+    axis.plot(x, mean, color=color, linestyle=line, marker=marker, markevery=0.15, label=label)
+    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    single = runs[(last < end) | (runs["step"] > end)]
+    for _, run in single.groupby("run"):
+        axis.plot(run[column] / unit, run["value"], color=color, linewidth=0.5)
+    return len(whole["value"])
+
+
+def draw(panels, ylabel, columns, looks=LOOKS, log=False):
+    """Panels [title, rows with `label`, one of AXES] with one legend: the figure, None if there are none.
+
+    With `log` mean and interval are of the logarithms.
     """
-    if rows.empty:
+    if not panels:
         return None
-    names = [name for name in labels if (rows["label"] == name).any()]
-    looks = {"palette": COLORS, "dashes": DASHES, "markers": MARKERS}
-    looks = {key: dict(zip(labels, values, strict=False)) for key, values in looks.items()}
-    mean = scipy.stats.gmean if log else "mean"
-    interval = (lambda values: np.exp(band(np.log(values)))) if log else band
-    options = {"height": 1.5 if columns > 3 else 2, "facet_kws": {"sharex": False, "sharey": False}}
-    options |= {"hue_order": names, "style_order": names, "col_order": rows["panel"].unique(), "col_wrap": columns}
-    options |= {"estimator": mean, "errorbar": None if ends else interval, "err_kws": {"alpha": 0.15, "linewidth": 0}}
-    options |= {"kind": "line", "markevery": 0.15, "hue": "label", "style": "label", "col": "panel"}
-    grid = sns.relplot(rows[rows["whole"]], x="x", y="value", **options, **looks)
-    for panel, axis in grid.axes_dict.items():
-        own = rows[rows["panel"] == panel]
-        for (_, label), curve in own[~own["whole"]].groupby(["run", "label"]):
-            axis.plot(curve["x"], curve["value"], color=looks["palette"][label], linewidth=0.5)
-        last = own[own["whole"] & (own["step"] == own["end"]) & ends]
-        for i, (label, curve) in enumerate(last.groupby("label")):
-            (x, y), (low, _) = curve[["x", "value"]].mean(), interval(curve["value"])
-            axis.errorbar(x * (1.03 + 0.02 * i), y, y - low, color=looks["palette"][label], capsize=2)
-        axis.set(title=panel, xlabel=own["xlabel"].iloc[0], ylabel="", xlim=(0, None))
-        axis.set_yscale("log" if log else "linear")
-    if not log and set(rows["task"]) <= set(paper("2")["task"]):  # one scale for all of the paper's tasks
-        grid.set(ylim=(0, min(MAX_RETURN, 1.05 * max(axis.dataLim.y1 for axis in grid.axes.flat))))
-    seeds = sorted(rows[rows["whole"]].groupby(["panel", "label"])["run"].nunique().unique())
-    title = f"Mean over {'–'.join(map(str, seeds[:: len(seeds) - 1 or 1]))} seeds; 95% confidence interval from 3 on"
-    sns.move_legend(grid, "upper center", bbox_to_anchor=(0.5, 0), ncols=min(4, len(names)), title=title)
-    grid.figure.supylabel(ylabel, fontsize=8)
-    grid.figure.set_figwidth(WIDTH)
-    grid.tight_layout(rect=(0, 0, 1, 1))
-    return grid.figure
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    tasks = {task for _, rows, _ in panels for task in rows["task"]}
+    of_paper = not log and tasks <= set(paper("2")["task"])
+    size = (WIDTH, 0.8 + (1.5 if columns > 2 else 2) * lines)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, sharey=of_paper, figsize=size, layout="constrained")
+    seeds = []
+    curves = {}
+    for axis, (name, rows, x_axis) in zip(axes.flat, panels, strict=False):
+        column, xlabel, _ = AXES[x_axis]
+        for label, runs in rows.dropna(subset=column).groupby("label"):
+            seeds.append(draw_curve(axis, runs, x_axis, looks[label], log))
+        for curve in axis.get_legend_handles_labels()[0]:
+            curves[curve.get_label()] = curve
+        axis.set(title=name.replace("$", r"\$"), xlabel=xlabel, xlim=(0, None), yscale="log" if log else "linear")
+    if not curves:
+        return None
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    if of_paper:  # one scale, which no interval stretches
+        _, top = axes[0, 0].get_ylim()
+        axes[0, 0].set_ylim(0, min(MAX_RETURN, top))
+    figure.supylabel(ylabel, fontsize=8)
+    figure.legend(
+        handles=[curves[label] for label in looks if label in curves],
+        loc="outside lower center",
+        ncols=4,
+        title=f"Mean over {seeds_of(seeds)} seeds; 95% confidence interval from 3 on",
+    )
+    return figure
 
 
-def figure_3(it):
+# ---------------------------------------------------------------- figures; the docstring is the caption
+def figure_3(data, options):
     """Learning curves of the algorithms with their default settings, and of --reference in grey."""
-    rows = it.returns[it.returns["variant"] == "default"]
-    rows = [rows.assign(label=rows["algorithm"].map(ALGORITHMS))]
-    for path in it.reference:
+    ours = data.returns[data.returns["variant"] == "default"]
+    rows = [ours.assign(label=ours["algorithm"].map(ALGORITHMS))]
+    for path in options.reference:
         name = "/".join(path.with_suffix("").parts[-2:])
-        others = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
-        label = others["algorithm"] + " " + others["variant"] + ", " + name
-        rows.append(others.assign(label=label, run=name + others["seed"].astype(str)))
-    rows = on_axis(by_task(stack(rows)).assign(panel=lambda own: own["task"].str.title()), it.x_axis)
-    labels = [*ALGORITHMS.values(), *"ab", *sorted(set(rows["label"]) - {*ALGORITHMS.values()})]  # greys come eighth
-    return draw(rows, labels, it.ylabel, min(4, max(1, rows["task"].nunique())))
+        theirs = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
+        label = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
+        theirs["label"] = label.str.replace("$", r"\$")
+        theirs["run"] = name + theirs["seed"].astype(str)
+        rows.append(theirs)
+    rows = in_papers_order(stack(rows))
+    looks = dict(LOOKS)
+    for i, label in enumerate(sorted(set(rows["label"]) - set(LOOKS))):
+        looks[label] = (GREYS[i % len(GREYS)], "-", "h")
+    panels = []
+    for task, of_task in rows.groupby("task", sort=False):
+        panels.append([title(task), of_task, options.x_axis])
+    return draw(panels, options.ylabel, 4, looks)
 
 
-def figure_4(it):
+def figure_4(data, options):
     """Critic gradient norm and TD target variance; the ratios are of means over the last 10% of the finished runs."""
-    rows = it.diagnostics[(it.diagnostics["task"] == it.task) & (it.diagnostics["variant"] == "default")]
-    rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS), panel=rows["tag"].map(DIAGNOSTICS))
-    ends = rows[rows["step"] > 0.9 * rows["run"].map(it.runs["last"].where(it.runs["finished"]))]
-    ends = ends.groupby(["task", "tag", "algorithm"])["value"].mean()
+    rows = data.diagnostics
+    rows = rows[(rows["task"] == options.task) & (rows["variant"] == "default")]
+    rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS))
+    last = rows["run"].map(data.runs["last"].where(data.runs["finished"]))
+    means = rows[rows["step"] > 0.9 * last].groupby(["tag", "algorithm"])["value"].mean()
     papers = paper("Figure 4").set_index(["task", "measure", "algorithm"])["mean"]
-    for task, tag, ams in ends.index:
-        if (base := (task, tag, PAIRS.get(ams))) in ends:
-            ratio = f"\n{ALGORITHMS[base[2]]} / {ALGORITHMS[ams]}: {ends[base] / ends[task, tag, ams]:.1f}×"
-            ratio += f" (paper {papers[base] / papers[task, tag, ams]:.1f})" if base in papers else ""
-            rows.loc[rows["tag"] == tag, "panel"] += ratio
-    return draw(on_axis(rows, it.x_axis), list(ALGORITHMS.values()), "Geometric mean", 2, log=True)
+    panels = []
+    for tag, of_tag in rows.groupby("tag"):
+        lines = [DIAGNOSTICS[tag]]
+        for ams, base in PAIRS.items():
+            if (tag, ams) not in means or (tag, base) not in means:
+                continue
+            ratio = means[tag, base] / means[tag, ams]
+            line = f"{ALGORITHMS[base]} / {ALGORITHMS[ams]}: {ratio:.1f}×"
+            if (options.task, tag, base) in papers:
+                papers_ratio = papers[options.task, tag, base] / papers[options.task, tag, ams]
+                line += f" (paper {papers_ratio:.1f})"
+            lines.append(line)
+        panels.append(["\n".join(lines), of_tag, options.x_axis])
+    return draw(panels, "Geometric mean", 2, log=True)
 
 
 def of_ablation(rows, task):
     """Rows of one task, of each variant's seeds 0, 42 and 123 alone where there are any, as in the paper's Table 3."""
     rows = rows[rows["task"] == task]
-    own = rows["seed"].isin([0, 42, 123])
-    return rows[own | ~own.groupby([rows["algorithm"], rows["variant"]]).transform("any")]
+    papers_seed = rows["seed"].isin([0, 42, 123])
+    has_papers_seed = papers_seed.groupby([rows["algorithm"], rows["variant"]]).transform("any")
+    return rows[papers_seed | ~has_papers_seed]
 
 
-def figure_5(it):
-    """Ablations: components with TD3 and SAC, radius, number of neighbours; the bars are the intervals at the end."""
+def figure_5(data, options):
+    """Ablations: components with TD3 and SAC, radius, number of neighbours."""
     design = paper("3")[["group", "curve", "algorithm", "variant"]].rename(columns={"curve": "label"})
-    design["panel"] = design["group"] + ", " + design["algorithm"].str.removeprefix("ams_").str.upper()
-    labels = list(pd.concat([design["label"][3::-1], design["label"]]).unique())  # AMS (full) first
-    rows = design.merge(of_ablation(it.returns, it.task), on=["algorithm", "variant"])
-    return draw(on_axis(rows, it.x_axis), labels, it.ylabel, 2, ends=True)
+    design["base"] = design["algorithm"].str.removeprefix("ams_").str.upper()
+    rows = design.merge(of_ablation(data.returns, options.task), on=["algorithm", "variant"])
+    panels = []
+    for (group, base), own in rows.groupby(["group", "base"], sort=False):
+        panels.append([f"{group}, {base}", own, options.x_axis])
+    return draw(panels, options.ylabel, 2)
 
 
-def figure_a1(it):
+def figure_a1(data, options):
     """Inner products of Gaussian and of orthogonal directions, one draw of K = 8 in 38 dimensions; lengths of 4,096."""
-    import torch  # only for this figure; the rest of the plotter does without
+    try:  # only this figure needs PyTorch
+        import torch
 
-    from ams_td3 import sample_directions
-
+        from ams_td3 import sample_directions
+    except ImportError as error:
+        note(f"figure_a1 is left out: {error}")
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3), layout="constrained")
-    for axis, name in zip(axes, ("gaussian", "orthogonal"), strict=True):
-        v = sample_directions(name, 4096, 8, 38, generator=torch.Generator().manual_seed(0))
-        look = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r", "square": True, "annot": True, "fmt": ".1f", "cbar": False}
-        sns.heatmap((v[0] @ v[0].T).round(decimals=1) + 0.0, ax=axis, annot_kws={"size": 6}, **look)
-        axis.set_title(f"{name.capitalize()}: length {v.norm(dim=2).mean():.2f} ± {v.norm(dim=2).std():.2f}")
+    for axis, name in zip(axes, ["gaussian", "orthogonal"], strict=True):
+        directions = sample_directions(name, 4096, 8, 38, generator=torch.Generator().manual_seed(0))
+        products = (directions[0] @ directions[0].T).round(decimals=1) + 0.0  # no -0.0
+        lengths = directions.norm(dim=2)
+        sns.heatmap(
+            products,
+            ax=axis,
+            vmin=-1,
+            vmax=1,
+            cmap="RdBu_r",
+            square=True,
+            annot=True,
+            fmt=".1f",
+            annot_kws={"size": 6},
+            cbar=False,
+        )
+        axis.set_title(f"{name.capitalize()}: length {lengths.mean():.2f} ± {lengths.std():.2f}")
     return figure
 
 
 def in_arms(rows):
-    """The rows of ARMS, with `label` and `panel`, of tasks that have AMS and two more of its arms."""
-    arms = [(label, variant, ams, base) for ams, base in PAIRS.items() for label, variant in ARMS.items()]
-    arms = pd.DataFrame(arms, columns=["label", "variant", "algorithm", "base"])
-    arms["algorithm"] = arms["algorithm"].where(arms["label"] != "Baseline", arms["base"])
-    rows = arms.merge(rows, on=["algorithm", "variant"])
-    rows["panel"] = rows["task"].str.title() + ", " + rows["base"].str.upper()
-    arms = rows.groupby("panel")["label"].agg(set)
-    return by_task(rows[rows["panel"].isin([panel for panel, own in arms.items() if "AMS" in own and len(own) > 2])])
+    """The rows of ARMS, with `label` and `base`, of tasks that have three or more of them."""
+    design = []
+    for ams, base in PAIRS.items():
+        for label, variant in ARMS.items():
+            algorithm = base if label == "Baseline" else ams
+            design.append([label, variant, algorithm, base])
+    rows = pd.DataFrame(design, columns=["label", "variant", "algorithm", "base"]).merge(rows)
+    arms = rows.groupby(["task", "base"])["label"].transform("nunique")
+    return in_papers_order(rows[arms > 2])
 
 
-def figure_is_it_ntd(it):
+def figure_is_it_ntd(data, options):
     """What AMS adds to TD3 and SAC, one by one, against steps and hours. Dotted: the paper, at 500K or 1M steps."""
-    papers, both, axes = paper("2").set_index(["task", "algorithm"]), [it.arms[:0]], []
-    for cell, own in it.arms.groupby(["task", "base"], sort=False):
-        both += [on_axis(own, "steps"), on_axis(own.assign(panel=own["panel"] + " "), "hours")]
-        axes += [cell, cell]
-    figure = draw(stack(both), list(ARMS), "Evaluation return", 2)
-    for axis, (task, base) in zip(figure.axes if figure else (), axes, strict=True):
-        axis.set_ylim(0, MAX_RETURN)
-        for key, color in (((task, base), COLORS[3]), ((task, f"ams_{base}"), COLORS[0])):
-            if key in papers.index:
-                mean = papers.loc[key, "mean"]
-                axis.axhline(mean, color=color, linestyle=":", linewidth=1)
-                axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
+    papers = paper("2").set_index(["task", "algorithm"])["mean"]
+    panels = []
+    for (task, base), arms in data.arms.groupby(["task", "base"], sort=False):
+        for x_axis in ["steps", "hours"]:
+            panels.append([f"{title(task)}, {base.upper()}", arms, x_axis])
+    figure = draw(panels, "Evaluation return", 2)
+    if figure is None:
+        return None
+    for axis, (_, arms, _) in zip(figure.axes, panels, strict=True):
+        task, base = arms[["task", "base"]].iloc[0]
+        for algorithm, label in [(base, "Baseline"), (f"ams_{base}", "AMS")]:
+            if (task, algorithm) not in papers:
+                continue
+            mean = papers[task, algorithm]
+            color, _, _ = LOOKS[label]
+            axis.set_ylim(0, MAX_RETURN)
+            axis.axhline(mean, color=color, linestyle=":", linewidth=1)
+            axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
     return figure
 
 
-def figure_aggregates(it):
-    """rliable's aggregates of final returns / 1000, with 95% intervals of a stratified bootstrap over seeds."""
-    looks = {"colors": dict(zip(ALGORITHMS.values(), COLORS, strict=False)), "xlabel": "", "subfigure_width": 2.2}
-    return plot_utils.plot_interval_estimates(*it.aggregates, list(MEASURES), **looks)[0]
+def figure_aggregates(data, options):
+    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264)."""
+    if data.aggregates.empty:
+        return None
+    height = 0.5 + 0.25 * len(data.scores)
+    figure, axes = plt.subplots(1, len(MEASURES), sharey=True, figsize=(WIDTH, height), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        rows = data.aggregates[data.aggregates["measure"] == measure]
+        colors = [LOOKS[name][0] for name in rows["algorithm"]]
+        width = rows["high"] - rows["low"]
+        axis.barh(rows["algorithm"], width, left=rows["low"], height=0.6, color=colors, alpha=0.75)
+        axis.plot(rows["value"], rows["algorithm"], "k|", markersize=10)
+        axis.set_title(measure)
+        axis.grid(visible=False, axis="y")
+        axis.use_sticky_edges = False  # a bar at the edge would look cut off
+    axes[0].invert_yaxis()
+    return figure
 
 
-def figure_profiles(it):
-    """rliable's performance profiles: the share of runs above each final return / 1000, with 95% bands."""
-    looks = {"colors": COLORS, "linestyles": [(0, dash) if dash else "-" for dash in DASHES]}
-    looks = {key: dict(zip(ALGORITHMS.values(), values, strict=False)) for key, values in looks.items()}
-    values, bounds = library.create_performance_profile(it.scores, TAUS, reps=REPS)
-    axis = plot_utils.plot_performance_profiles(values, TAUS, bounds, xlabel="Return / 1000", figsize=(5, 3), **looks)
+def figure_profiles(data, options):
+    """Performance profiles: the share of runs above each final return / 1000, with 95% bands (arXiv 2108.13264)."""
+    if not data.scores:
+        return None
+    figure, axis = plt.subplots(figsize=(5, 3))
+    for name, tasks in data.scores.items():
+        color, line, _ = LOOKS[name]
+        shares, low, high = bootstrap(profile, tasks)
+        axis.plot(THRESHOLDS, shares, color=color, linestyle=line, label=name)
+        axis.fill_between(THRESHOLDS, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.set(xlabel="Return / 1000", ylabel="Share of runs above")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return axis.figure
+    return figure
 
 
-# ---------------------------------------------------------------- tables
+# ---------------------------------------------------------------- numbers of tables
 def comparable(runs, cell=CELL):
     """Finished runs that may be averaged: of each cell those with the paper's number of steps, else the longest."""
     done = runs[runs["finished"]]
-    steps = done["task"].map(paper("2").groupby("task")["steps"].first())
-    length = done["global_step"].astype(float).mask(done["global_step"] == steps, np.inf)
-    return done[length == length.groupby([done[name] for name in cell]).transform("max")]
-
-
-def impossible(mean, std, seeds):
-    """Whether no returns in [0, 1000] have this mean and sample deviation, both rounded to whole numbers."""
-    totals = [seeds * max(0, mean + error) for error in (-0.5, 0, 0.5)]
-    # Of returns with a given total those at 0 or 1000, but for one, deviate most.
-    most = [([MAX_RETURN] * int(total // MAX_RETURN) + [total % MAX_RETURN] + [0] * seeds)[:seeds] for total in totals]
-    return std - 0.5 > np.std(most, axis=1, ddof=1).max()
+    papers_steps = done["task"].map(paper("2").groupby("task")["steps"].first())
+    length = done["global_step"].astype(float).mask(done["global_step"] == papers_steps, np.inf)
+    longest = length.groupby([done[name] for name in cell]).transform("max")
+    return done[length == longest]
 
 
 def text(value, *spread, digits=0):
     """ "712", "712 ± 27" with a deviation, "712 [685, 739]" with the two ends of an interval, "–" without a value."""
+    if pd.isna(value):
+        return "–"
+    shown = f"{value:.{digits}f}"
     ends = [f"{end:.{digits}f}" for end in spread if not pd.isna(end)]
-    tail = f" [{', '.join(ends)}]" if len(ends) > 1 else "".join(f" ± {end}" for end in ends)
-    return "–" if pd.isna(value) else f"{value:.{digits}f}{tail}"
+    if len(ends) == 1:
+        return f"{shown} ± {ends[0]}"
+    if len(ends) == 2:
+        return f"{shown} [{ends[0]}, {ends[1]}]"
+    return shown
 
 
-def beside_paper(runs, value, numbers, extra=(), digits=0):
-    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell.
+def papers_text(cell, digits):
+    """Mean ± sample deviation; † if no returns in [0, 1000] have this deviation."""
+    shown = text(cell.mean, cell.std, digits=digits)
+    if cell.impossible == 1:
+        shown += " †"
+    return shown
 
-    `Ours` is mean ± sample deviation (seeds, of how many runs if some are not finished or not as long), and the steps
-    where they are not the paper's; `Paper` is marked where its deviation is impossible.
-    """
-    how = {"ours": (value, "mean"), "deviation": (value, "std"), "n": (value, "count"), "at": ("global_step", "max")}
-    ours = comparable(runs).dropna(subset=value).groupby([*CELL, *extra], as_index=False).agg(**how)
-    rows = numbers.reset_index(names="order").merge(runs.value_counts(CELL).reset_index(name="runs"), how="outer")
+
+def our_text(cell, digits):
+    """Mean ± sample deviation (seeds, of how many runs), and the steps where they are not the paper's."""
+    if pd.isna(cell.runs):
+        return "missing"
+    if pd.isna(cell.n):
+        return f"unfinished at {cell.last / 1000:g}K"
+    seeds = f"{cell.n:.0f}"
+    if cell.n < cell.runs:
+        seeds += f" of {cell.runs:.0f}"
+    shown = f"{text(cell.ours, cell.deviation, digits=digits)} ({seeds})"
+    if cell.steps > 0 and cell.at != cell.steps:
+        shown += f" at {cell.at / 1000:g}K"
+    return shown
+
+
+def beside_paper(runs, value, numbers, machine=None, digits=0):
+    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell, for each machine."""
+    cells = [*CELL, machine] if machine else CELL
+    done = comparable(runs).dropna(subset=value).groupby(cells, as_index=False)
+    ours = done.agg(
+        ours=(value, "mean"),
+        deviation=(value, "std"),
+        n=(value, "count"),
+        at=("global_step", "max"),
+    )
+    all_runs = runs.groupby(CELL, as_index=False).agg(runs=("seed", "count"), last=("last", "max"))
+    rows = numbers.reset_index(names="order").merge(all_runs, how="outer")
     rows = rows.merge(ours, how="left", on=CELL).sort_values("order", kind="stable", ignore_index=True)
-    rows["impossible"] = [row.std > 0 and impossible(row.mean, row.std, int(row.seeds)) for row in rows.itertuples()]
-    rows["Paper"] = [text(row.mean, row.std, digits=digits) + " †" * row.impossible for row in rows.itertuples()]
-    rows["Ours"] = ["missing" if pd.isna(count) else "unfinished" for count in rows["runs"]]
-    for row in rows[rows["n"] > 0].itertuples():
-        seeds = f"{row.n:.0f} of {row.runs:.0f}" if row.n < row.runs and not extra else f"{row.n:.0f}"
-        at = f" at {row.at / 1000:g}K" if value != "hours" and row.steps > 0 and row.at != row.steps else ""
-        rows.loc[row.Index, "Ours"] = f"{text(row.ours, row.deviation, digits=digits)} ({seeds}){at}"
+    rows["Paper"] = [papers_text(cell, digits) for cell in rows.itertuples()]
+    rows["Ours"] = [our_text(cell, digits) for cell in rows.itertuples()]
     return rows
 
 
-def better(ours, theirs):
-    """rliable's probability that our scores [runs, tasks] beat theirs, with its interval, NaN of single runs."""
-    np.random.seed(0)  # rliable draws from numpy's global generator
-    # As rliable.metrics.probability_of_improvement, but without the test by scipy, which is slow in a bootstrap.
-    wins = [lambda x, y: np.array([np.mean(x[:, None] > y) + np.mean(x[:, None] == y) / 2])]
-    values, bounds = library.get_interval_estimates({"": (ours, theirs)}, *wins, reps=REPS)
-    low, high = bounds[""][:, 0] if min(len(ours), len(theirs)) > 1 else (np.nan, np.nan)
-    return {"value": values[""][0], "low": low, "high": high}
-
-
 def scores_of(runs, value):
-    """Final returns / 1000 of default runs {algorithm: [runs > 1, tasks]}, on tasks that all finished at one length."""
+    """Final returns / 1000 of default runs, on the tasks that all algorithms have finished at one length.
+
+    {algorithm: [scores of a task's runs, ...]}, of algorithms with two runs or more of every task.
+    """
     done = runs[(runs["variant"] == "default") & runs["task"].isin(paper("2")["task"])]
     done = comparable(done, ["task"]).dropna(subset=value)
-    lists = done.sort_values("seed").groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
-    seeds = {name: n for name in lists if len(lists) and (n := lists[name].map(len).min()) > 1}
-    return {ALGORITHMS[name]: np.array([own[:n] for own in lists[name]]).T / MAX_RETURN for name, n in seeds.items()}
+    # A row is a task, a column an algorithm, and each cell the list of its returns.
+    returns = done.groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
+    scores = {}
+    for algorithm, name in ALGORITHMS.items():
+        tasks = returns.get(algorithm, [])
+        if len(tasks) and tasks.map(len).min() > 1:
+            scores[name] = [np.array(finals) / MAX_RETURN for finals in tasks]
+    return scores
+
+
+def aggregate(*tasks, axis=-1):
+    """MEASURES of the scores of each task's runs: of all runs, or of the means of the tasks (Median, Mean)."""
+    runs = np.concatenate(tasks, axis=axis)
+    means = np.stack([task.mean(axis=axis) for task in tasks])
+    return np.stack(
+        [
+            scipy.stats.trim_mean(runs, 0.25, axis=axis),
+            np.median(means, axis=0),
+            np.mean(means, axis=0),
+            1 - np.minimum(runs, 1).mean(axis=axis),
+        ]
+    )
+
+
+def profile(*tasks, axis=-1):
+    """The share of runs above each threshold."""
+    runs = np.concatenate(tasks, axis=axis)
+    return np.stack([(runs > threshold).mean(axis=axis) for threshold in THRESHOLDS])
+
+
+def probability_of_improvement(*samples, axis=-1):
+    """Our runs' share of wins over theirs, of all pairs, mean over tasks; the samples are our tasks, then theirs."""
+    half = len(samples) // 2
+    wins = []
+    for ours, theirs in zip(samples[:half], samples[half:], strict=True):
+        pairs = ours[..., :, None] - theirs[..., None, :]
+        wins.append(np.heaviside(pairs, 0.5).mean(axis=(-2, -1)))
+    return np.mean(wins, axis=0)
+
+
+def bootstrap(statistic, samples):
+    """A statistic of samples with its 95% interval, for which each sample is drawn anew; NaN if one is a single run."""
+    value = statistic(*samples)
+    if min(len(sample) for sample in samples) < 2:
+        return value, np.nan, np.nan
+    drawn = scipy.stats.bootstrap(samples, statistic, n_resamples=5000, method="percentile", rng=0)
+    return value, drawn.confidence_interval.low, drawn.confidence_interval.high
+
+
+def aggregates_of(scores):
+    """MEASURES of each algorithm, and whether AMS beats its base algorithm: a row for each of these numbers."""
+    rows = []
+    for name, tasks in scores.items():
+        ids = [name, len(tasks), seeds_of([len(task) for task in tasks])]
+        for measure, value, low, high in zip(MEASURES, *bootstrap(aggregate, tasks), strict=True):
+            rows.append([*ids, measure, value, low, high])
+        base = name.removeprefix("AMS-")
+        if base != name and base in scores:
+            numbers = bootstrap(probability_of_improvement, [*tasks, *scores[base]])
+            rows.append([*ids, "P(better than base)", *numbers])
+    return pd.DataFrame(rows, columns=["algorithm", "tasks", "seeds", *NUMBER])
 
 
 def wide(rows):
     """Rows with measure, value, low and high as a table of texts, a column a measure."""
-    values = zip(rows["measure"], rows["value"], rows["low"], rows["high"], strict=True)
-    cells = [text(*own, digits=0 if measure in ("return", "area") else 2) for measure, *own in values]
-    index = [name for name in rows if name not in ("measure", "value", "low", "high")]
-    shown = rows.assign(cell=cells).pivot_table("cell", index, "measure", aggfunc="first", sort=False)
+    cells = []
+    for row in rows.itertuples():
+        digits = 0 if row.measure in ["Return", "Area"] else 2
+        cells.append(text(row.value, row.low, row.high, digits=digits))
+    names = [name for name in rows if name not in NUMBER]
+    shown = rows.assign(cell=cells).pivot_table("cell", names, "measure", aggfunc="first", sort=False)
     return rows, shown.reset_index()
 
 
-def table_2(it):
+# ---------------------------------------------------------------- tables: all rows, and what is shown
+def table_2(data, options):
     """Table 2: final returns, mean ± sample deviation (seeds); † cannot be that of so many returns in [0, 1000]."""
-    rows = beside_paper(it.runs[it.runs["variant"] == "default"], it.value, paper("2"))
-    matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")[rows["task"].unique()]
-    matrix = matrix.reindex(rows["algorithm"].unique(), level=0).rename(index=ALGORITHMS, columns=str.title)
+    rows = beside_paper(data.runs[data.runs["variant"] == "default"], options.value, paper("2"))
+    matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")
+    matrix = matrix[rows["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
+    matrix = matrix.rename(index=ALGORITHMS, columns=title)
     return rows, matrix.rename_axis(["algorithm", ""]).reset_index()
 
 
-def table_3(it):
+def table_3(data, options):
     """Table 3: final returns of ablations, mean ± sample deviation (seeds)."""
     numbers = paper("3")  # which hold on its task alone
-    numbers = numbers.assign(**numbers[["mean", "std", "steps"]].where(numbers["task"] == it.task), task=it.task)
-    rows = beside_paper(of_ablation(it.runs[it.runs["algorithm"] != "ppo"], it.task), it.value, numbers)
+    columns = ["mean", "std", "steps"]
+    numbers[columns] = numbers[columns].where(numbers["task"] == options.task)
+    numbers["task"] = options.task
+    runs = of_ablation(data.runs[data.runs["algorithm"] != "ppo"], options.task)
+    rows = beside_paper(runs, options.value, numbers)
     return rows, rows[["group", "label", *CELL, "Ours", "Paper"]]
 
 
-def table_b4(it):
+def table_b4(data, options):
     """Table B.4: hours for 1M steps with evaluations, mean ± sample deviation (seeds); the paper's on an RTX 3090."""
-    rows = beside_paper(it.runs[it.runs["variant"] == "default"], "hours", paper("B.4"), ["device"], digits=2)
+    runs = data.runs[data.runs["variant"] == "default"]
+    rows = beside_paper(runs, "hours", paper("B.4"), machine="device", digits=2)
     return rows, rows[["task", "algorithm", "device", "Ours", "Paper"]]
 
 
-def table_aggregates(it):
-    """rliable's aggregates of final returns / 1000, on the tasks that all algorithms have finished."""
-    rows, (values, bounds) = [], it.aggregates
-    for name, own in it.scores.items():
-        ids = {"algorithm": name, "tasks": own.shape[1], "seeds": len(own)}
-        for measure, value, low, high in zip(MEASURES, values[name], *bounds[name], strict=True):
-            rows.append(ids | {"measure": measure, "value": value, "low": low, "high": high})
-        if name.removeprefix("AMS-") in it.scores and name.startswith("AMS-"):
-            rows.append(ids | {"measure": "P(better than base)"} | better(own, it.scores[name.removeprefix("AMS-")]))
-    return wide(pd.DataFrame(rows))
+def table_aggregates(data, options):
+    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264).
+
+    On the tasks that all algorithms have finished. P: the share of the pairs of runs in which AMS has more.
+    """
+    if data.aggregates.empty:
+        return None
+    return wide(data.aggregates)
 
 
-def table_is_it_ntd(it):
+def table_is_it_ntd(data, options):
     """What AMS adds, one by one, at the last step that more than half of the runs of every arm have got to.
 
     Means over seeds with 95% t-intervals of the return there, of the mean return until there (area under the curve) and
-    of the hours; rliable's probability that AMS has the higher return, with an interval too narrow for few seeds; so p
+    of the hours; the probability that AMS has the higher return, with an interval too narrow for few seeds; so p
     is of the exact two-sided Mann-Whitney test, at least 0.1 with 3 against 3 seeds. `short`: runs not there yet.
     """
     rows = []
-    for (task, base), own in it.arms.groupby(["task", "base"], sort=False):
-        last = own.groupby(["label", "seed"])["step"].max()
-        end = last[last > 0].groupby("label").agg(reached).drop("AMS, ε = 1.2", errors="ignore").min()
-        own = own[own["step"] <= end].set_index(["label", "seed"])
-        own = own[last.reindex(own.index) >= end].groupby(level=[0, 1])
-        area = own[["step", "value"]].apply(lambda run: np.trapezoid(run["value"], run["step"])) / end
-        measures = {"return": own["value"].last(), "area": area, "hours": own["wall_seconds"].last() / 3600}
-        for label in [label for label in ARMS if label in area]:
-            short = ", ".join(f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end)
-            ids = {"task": task, "base": base, "arm": label, "step": end, "seeds": len(area[label]), "short": short}
-            for measure, values in measures.items():
-                low, high = band(values[label])
-                rows.append(ids | {"measure": measure, "value": values[label].mean(), "low": low, "high": high})
-            if label != "AMS" and "AMS" in area:
-                scores = [measures["return"][name].to_numpy()[:, None] for name in ("AMS", label)]
-                rows.append(ids | {"measure": "P(AMS better)"} | better(*scores))
-                p = scipy.stats.mannwhitneyu(*scores, method="exact").pvalue[0]
-                rows.append(ids | {"measure": "Mann-Whitney p", "value": p})
-    return wide(pd.DataFrame(rows))
+    for (task, base), arms in data.arms.groupby(["task", "base"], sort=False):
+        last = arms.groupby(["label", "seed"])["step"].max()  # a row is a run
+        end = last[last > 0].groupby("label").agg(reached).min()
+        finals = {}
+        for label in ARMS:
+            runs = arms[arms["label"] == label]
+            if runs["step"].max() < end or runs.empty:
+                continue
+            seeds = at_same_steps(runs, end)
+            finals[label] = seeds["value"][:, -1]
+            short = [f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end]
+            ids = [task, base, label, end, len(finals[label]), ", ".join(short)]
+            area = np.trapezoid(seeds["value"], seeds["step"]) / end
+            rows.append([*ids, "Return", *band(finals[label])])
+            rows.append([*ids, "Area", *band(area)])
+            rows.append([*ids, "Hours", *band(seeds["wall_seconds"][:, -1] / 3600)])
+            if label == "AMS" or "AMS" not in finals:
+                continue
+            both = [finals["AMS"], finals[label]]
+            test = scipy.stats.mannwhitneyu(*both, method="exact")
+            rows.append([*ids, "P(AMS better)", *bootstrap(probability_of_improvement, both)])
+            rows.append([*ids, "Mann-Whitney p", test.pvalue, np.nan, np.nan])
+    if not rows:
+        return None
+    return wide(pd.DataFrame(rows, columns=["task", "base", "arm", "step", "seeds", "short", *NUMBER]))
+
+
+def in_markdown(name):
+    """A text with what Markdown would take for its own: | _ $ and others."""
+    return re.sub(r"([\\|_$*<&`])", r"\\\1", str(name))
+
+
+LATEX = r"""% \usepackage{booktabs,adjustbox}
+\begin{table}
+\caption{CAPTION}
+\begin{adjustbox}{max width=\linewidth, center}
+TABULAR\end{adjustbox}
+\end{table}
+"""
 
 
 def write_table(path, caption, rows, shown):
     """path.csv with all digits, path.md and path.tex as shown."""
-    shown = shown.fillna("–").rename(columns=lambda name: name[:1].upper() + name[1:])
+    shown = shown.fillna("–").rename(columns={name: name.capitalize() for name in rows})
     write(path.with_suffix(".csv"), rows.to_csv(index=False))
-    write(path.with_suffix(".md"), f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n")
+    markdown = shown.map(in_markdown).rename(columns=in_markdown).to_markdown(index=False, disable_numparse=True)
+    write(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n")
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    latex = "% \\usepackage{booktabs,adjustbox}\n\\begin{table}\n\\caption{" + caption.replace("%", "\\%")
-    latex += "}\n\\begin{adjustbox}{max width=\\linewidth, center}\n" + style.to_latex(hrules=True)
-    latex = latex.replace("ε", r"$\epsilon$") + "\\end{adjustbox}\n\\end{table}\n"
+    tabular = style.to_latex(hrules=True).replace("ε", r"$\epsilon$")
+    latex = LATEX.replace("CAPTION", caption.replace("%", r"\%")).replace("TABULAR", tabular)
     write(path.with_suffix(".tex"), latex)
 
 
-def main():
-    """Read the runs, write figures, captions and tables, and say what was written."""
-    usage = "python plot_curves.py DIR [DIR ...] [options]"
-    parser = argparse.ArgumentParser("plot_curves.py", usage, __doc__, formatter_class=argparse.RawTextHelpFormatter)
+# ---------------------------------------------------------------- command line
+def read_arguments():
+    """The options, with `value`, `tag` and `ylabel` of --metric."""
+    parser = argparse.ArgumentParser(
+        "plot_curves.py",
+        "python plot_curves.py DIR [DIR ...] [options]",
+        __doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     add = parser.add_argument
     add("directories", nargs="+", type=Path, metavar="DIR", help="folder of runs, or one that --export wrote")
     add("--out-dir", type=Path, help="where figures and tables go (default: --export, a published DIR, or figures)")
@@ -548,49 +842,122 @@ def main():
     add("--ablation-task", dest="task", default="quadruped-run", help="of Figures 4, 5 and Table 3")
     add("--reference", nargs="+", type=Path, default=[], help="others' evaluations.csv, drawn in grey in Figure 3")
     add("--export", type=Path, help="publish in this folder: the data of all runs, figures and tables")
-    it = parser.parse_args()  # what figures and tables are made of is added to it
-    if it.reference and it.metric == "train":
+    options = parser.parse_args()
+    if options.reference and options.metric == "train":
         parser.error("--reference holds evaluations, which go with --metric eval")
-    sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
-    it.runs, evaluations, it.diagnostics = runs, *_ = read_runs(it.directories)
-    tag, it.value, it.ylabel = METRICS[it.metric]
-    published = (directory for directory in it.directories if (directory / "runs.json").exists())
-    folder = it.export or it.out_dir or next(published, Path("figures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    read = (runs["variant"] == "default") & (runs["task"] == it.task) | bool(it.export) | (it.metric == "train")
+    options.tag, options.value, options.ylabel = METRICS[options.metric]
+    return options
+
+
+def read_data(options):
+    """What figures and tables are made of: the tables of `read_runs`, returns of --metric, arms, scores."""
+    runs, evaluations, diagnostics = read_runs(options.directories)
+    # The event files of other runs hold nothing that is drawn.
+    of_figure_4 = (runs["variant"] == "default") & (runs["task"] == options.task)
+    if options.export or options.metric == "train":
+        of_figure_4[:] = True
     with ProcessPoolExecutor() as pool:
-        logged = binned(scalars(runs[read], evaluations, [METRICS["train"][0], *DIAGNOSTICS], pool.map))
-    it.diagnostics = stack([it.diagnostics, logged[logged["tag"].isin(DIAGNOSTICS)]])
-    it.arms = in_arms(evaluated(evaluations))
-    it.returns = stack([evaluated(evaluations), logged]).query("tag == @tag")
-    if it.export:
-        records = [record | {"path": None} for record in runs["record"]]
-        write(folder / "runs.json", json.dumps(records, indent=1) + "\n")
-        for name, rows, columns in (("evaluations", evaluations, EPISODES), ("diagnostics", it.diagnostics, SCALARS)):
-            write(folder / f"{name}.csv", rows.sort_values(columns)[columns].to_csv(index=False))
-    functions = [figure_3, figure_4, figure_5, figure_a1, figure_is_it_ntd, table_2, table_3, table_b4]
-    functions += [table_is_it_ntd] * bool(it.arms["step"].any())
-    it.scores = scores_of(runs, it.value)
-    if it.scores:
-        np.random.seed(0)  # rliable draws from numpy's global generator
-        functions += [figure_aggregates, figure_profiles, table_aggregates]
-        measure = [lambda own: np.array([function(own) for function in MEASURES.values()])]
-        it.aggregates = library.get_interval_estimates(it.scores, *measure, reps=REPS)
-    left = (f"{' '.join(map(str, run[1:5]))} at step {run.last:,}" for run in runs[~runs["finished"]].itertuples())
-    captions = [f"Unfinished: {', '.join(left) or 'none'}. Thin lines: single runs, short of or beyond the mean."]
+        logged = scalars(runs[of_figure_4], evaluations, ["charts/episodic_return", *DIAGNOSTICS], pool.map)
+    logged = binned(logged)
+    returns = stack([evaluated(evaluations), logged])
+    scores = scores_of(runs, options.value)
+    return SimpleNamespace(
+        runs=runs,
+        evaluations=evaluations,
+        diagnostics=stack([diagnostics, logged[logged["tag"].isin(DIAGNOSTICS)]]),
+        returns=returns[returns["tag"] == options.tag],
+        arms=in_arms(evaluated(evaluations)),
+        scores=scores,
+        aggregates=aggregates_of(scores),
+    )
+
+
+def export(data, folder):
+    """The data of all runs, to be read again."""
+    records = [{**record, "path": None} for record in data.runs["record"]]
+    write(folder / "runs.json", json.dumps(records, indent=1) + "\n")
+    evaluations = data.evaluations.sort_values(EPISODES)[EPISODES]
+    write(folder / "evaluations.csv", evaluations.to_csv(index=False))
+    diagnostics = data.diagnostics.sort_values(SCALARS)[SCALARS]
+    write(folder / "diagnostics.csv", diagnostics.to_csv(index=False))
+
+
+def caption_of(function):
+    """Its docstring in one line."""
+    return " ".join(function.__doc__.split())
+
+
+def draw_figures(data, options, folder):
+    """Figures in every format asked for, and captions.md."""
+    unfinished = []
+    for run in data.runs[~data.runs["finished"]].itertuples():
+        unfinished.append(f"{run.algorithm} {run.variant} {run.task} {run.seed} at step {run.last:,}")
+    captions = [
+        f"Unfinished: {in_markdown(', '.join(unfinished) or 'none')}.",
+        "A curve is the mean of the runs that got to its end; thin lines are single runs, short of or beyond it. "
+        "Runs evaluated at different steps are interpolated linearly, at the steps of the one with the fewest.",
+    ]
+    functions = [
+        figure_3,
+        figure_4,
+        figure_5,
+        figure_a1,
+        figure_is_it_ntd,
+        figure_aggregates,
+        figure_profiles,
+    ]
     for function in functions:
-        name, caption, drawn = function.__name__, " ".join(function.__doc__.split()), function(it)
-        if name.startswith("table"):
-            write_table(folder / name, caption, *drawn)
+        name = function.__name__
+        figure = function(data, options)
+        if figure is None:
+            captions.append(f"{name}: left out, its data are missing.")
             continue
-        for kind in it.format if drawn else ():
-            buffer = io.BytesIO()
-            drawn.savefig(buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
-            write(folder / f"{name}.{kind}", buffer.getvalue())
+        for kind in options.format:
+            metadata = {"Date": None} if kind == "svg" else None  # the same data, the same file
+            figure.savefig(folder / f"{name}.{kind}", bbox_inches="tight", metadata=metadata)
         plt.close("all")
-        captions.append(f"{name}: {caption if drawn else 'no run has its data.'}")
+        captions.append(f"{name}: {caption_of(function)}")
     write(folder / "captions.md", "\n\n".join(captions) + "\n")
-    print(f"{len(runs)} runs, {runs['finished'].sum()} finished; figures and tables are in {folder}")
+
+
+def write_tables(data, options, folder):
+    """Tables as CSV, Markdown and LaTeX."""
+    for function in [table_2, table_3, table_b4, table_is_it_ntd, table_aggregates]:
+        table = function(data, options)
+        if table is not None:
+            write_table(folder / function.__name__, caption_of(function), *table)
+
+
+def print_returns(runs, value):
+    """Final returns as they stand, a line a cell: mean with its 95% t-interval, and runs that are not in it."""
+    lines = []
+    for (algorithm, variant, task), own in in_papers_order(runs).groupby(CELL, sort=False):
+        final = comparable(own)[value].dropna()
+        others = []
+        for run in own.drop(final.index).itertuples():
+            others.append(f"seed {run.seed}: {text(run.final)} at {run.last:,}")
+        names = [title(task), ALGORITHMS[algorithm], variant]
+        lines.append([*names, text(*band(final)), len(final), ", ".join(others)])
+    columns = ["task", "algorithm", "variant", "return", "seeds", "unfinished or shorter"]
+    print(pd.DataFrame(lines, columns=columns).to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+
+
+def main():
+    """Read the runs, write figures, captions and tables, and say what was written."""
+    options = read_arguments()
+    plt.switch_backend("agg")  # no display needed, and none opened
+    plt.rcdefaults()
+    sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
+    data = read_data(options)
+    published = [directory for directory in options.directories if (directory / "runs.json").exists()]
+    folder = options.export or options.out_dir or [*published, Path("figures")][0]
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.export:
+        export(data, folder)
+    draw_figures(data, options, folder)
+    write_tables(data, options, folder)
+    print_returns(data.runs, options.value)
+    print(f"{len(data.runs)} runs, {data.runs['finished'].sum()} finished; figures and tables are in {folder}")
 
 
 if __name__ == "__main__":

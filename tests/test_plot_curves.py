@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -10,46 +11,59 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from rliable import metrics
 from torch.utils.tensorboard import SummaryWriter
 
 import plot_curves as pc
 
 ROOT = Path(__file__).resolve().parent.parent
-EVAL, TRAIN, POINT = "eval/episodic_return", "charts/episodic_return", {"num_neighbors": 1, "epsilon": 0.0}
+EVAL = "eval/episodic_return"
+TRAIN = "charts/episodic_return"
+POINT = {"num_neighbors": 1, "epsilon": 0.0}
 
 
-def write_run(root, algorithm, task, seed, curve, finished=True, scalars=None, hours=1.0, **changed):
+# ---------------------------------------------------------------- runs to draw
+def write_run(root, algorithm, task, seed, curve, finished=True, scalars=None, hours=1.0, device="cpu", **changed):
     """A run folder as the training scripts write it: evaluations of two episodes, `curve` {step: mean return}."""
     name = "_".join([algorithm, *(f"{key}{value}" for key, value in changed.items())])
-    folder, last = Path(root) / f"{task}__{name}__{seed}", max(curve)
+    folder = Path(root) / f"{task}__{name}__{seed}".replace("/", "-")
     folder.mkdir(parents=True)
+    last = max(curve)
     args = {"algorithm": algorithm, "exp_name": algorithm, "env_id": task, "seed": seed, "total_timesteps": last}
-    args |= pc.SWITCHES if algorithm.startswith("ams") else {}
-    (folder / "args.json").write_text(json.dumps(args | changed))
+    if algorithm.startswith("ams"):
+        args.update(pc.SWITCHES)
+    args.update(changed)
+    (folder / "args.json").write_text(json.dumps(args))
     rows = ["step,frames,updates,wall_seconds,episode,return,length"]
-    for (step, mean), episode in itertools.product(curve.items(), (0, 1)):
+    for step, mean in curve.items():
         counters = f"{8 * step},{max(0, step - 1000)},{3600 * hours * step / max(1, last)}"
-        rows.append(f"{step},{counters},{episode},{mean - 1 + 2 * episode},1000")
+        rows.append(f"{step},{counters},0,{mean - 1},1000")
+        rows.append(f"{step},{counters},1,{mean + 1},1000")
     (folder / "evaluations.csv").write_text("\n".join(rows) + "\n")
-    write_events(folder, scalars or {})
-    result = {"global_step": last, "final_evaluation": {"mean": curve[last]}, "wall_seconds": 3600 * hours}
-    result |= {"algorithm": algorithm, "training_return_last_10_percent": curve[last] / 2, "device": "cpu"}
+    if scalars:
+        write_events(folder, scalars)
+    result = {
+        "algorithm": algorithm,
+        "global_step": last,
+        "final_evaluation": {"mean": curve[last]},
+        "wall_seconds": 3600 * hours,
+        "training_return_last_10_percent": curve[last] / 2,
+        "device": device,
+    }
     if finished:
         (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def write_events(folder, scalars, purge_step=None):
-    """An event file with {tag: {step: value}}, by step; none without values."""
-    if not scalars:
-        return None
+    """An event file with {tag: {step: value}}, by step."""
     writer = SummaryWriter(str(folder), purge_step=purge_step)
-    for step, tag, value in sorted((s, tag, v) for tag, points in scalars.items() for s, v in points.items()):
+    events = [(step, tag, value) for tag, points in scalars.items() for step, value in points.items()]
+    for step, tag, value in sorted(events):
         writer.add_scalar(tag, value, step)
     writer.close()
     return max(folder.glob("*tfevents*"), key=lambda path: path.stat().st_mtime_ns)
@@ -59,13 +73,22 @@ def straight(final, last=500_000, every=100_000):
     return {step: final * step / last for step in range(0, last + 1, every)}
 
 
-def inputs(*directories, **changed):
-    """What main hands to figures and tables."""
-    runs, evaluations, _ = pc.read_runs(directories)
-    returns = pc.evaluated(evaluations)
-    it = {"runs": runs, "returns": returns, "arms": pc.in_arms(returns), "scores": pc.scores_of(runs, "final")}
-    it |= {"x_axis": "steps", "ylabel": "Return", "reference": [], "value": "final", "task": "quadruped-run"}
-    return SimpleNamespace(**it | changed)
+def read(*directories, metric="eval", **changed):
+    """Data and options, as main hands them to figures and tables."""
+    tag, value, ylabel = pc.METRICS[metric]
+    options = {
+        "directories": directories,
+        "metric": metric,
+        "tag": tag,
+        "value": value,
+        "ylabel": ylabel,
+        "x_axis": "steps",
+        "task": "quadruped-run",
+        "reference": [],
+        "export": None,
+    }
+    options = SimpleNamespace(**{**options, **changed})
+    return pc.read_data(options), options
 
 
 def command(*arguments, **options):
@@ -73,85 +96,127 @@ def command(*arguments, **options):
     return subprocess.run(line, capture_output=True, text=True, **options)
 
 
-def test_paper_values_are_the_papers():
-    table = pc.paper("2").set_index(["algorithm", "task"])
+def lines_of(axis):
+    """{color: values} of the curves in a panel; thin ones are left out."""
+    return {line.get_color(): line.get_ydata() for line in axis.get_lines() if line.get_linewidth() > 0.5}
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# ---------------------------------------------------------------- the paper's numbers
+def test_paper_table_2():
+    table = pc.paper("2")
     means = {"ppo": 728, "sac": 2616, "td3": 5244, "ams_td3": 8188, "ams_sac": 8250}
-    assert len(table) == 60 and table.groupby("algorithm")["mean"].sum().to_dict() == means
-    assert table["std"].sum() == 6220 and table["steps"].sum() == 35_000_000
-    assert (len(pc.paper("3")), pc.paper("3")["mean"].sum(), pc.paper("3")["std"].sum()) == (16, 11_291, 866)
-    assert len(pc.paper("B.4")) == 24 and pc.paper("B.4")["mean"].max() == 4.5
+    assert len(table) == 60
+    assert table.groupby("algorithm")["mean"].sum().to_dict() == means
+    assert table["std"].sum() == 6220
+    assert table["steps"].sum() == 35_000_000
+
+
+def test_other_paper_tables():
+    assert len(pc.paper("3")) == 16
+    assert pc.paper("3")["mean"].sum() == 11_291
+    assert pc.paper("3")["std"].sum() == 866
+    assert len(pc.paper("B.4")) == 24
+    assert pc.paper("B.4")["mean"].max() == 4.5
     assert pc.paper("Figure 4")["mean"].tolist() == [0.39, 0.16, 285, 63]
-    wrong = {key for key, row in table.iterrows() if pc.impossible(row["mean"], row["std"], 5)}
-    # n = 5 returns in [0, 1000] with mean m deviate at most sqrt(n / (n - 1) m (1000 - m)), if 5 m / 1000 is whole.
-    beyond = set(table.index[table["std"] > np.sqrt(1.25 * table["mean"] * (1000 - table["mean"])) + 1])
-    assert beyond == {("sac", "dog-stand"), ("sac", "h1-walk")} and beyond <= wrong
-    assert wrong - beyond == {("sac", "h1-run"), ("td3", "dog-trot")}
 
 
-def test_impossible_deviations():
-    for mean in (38, 81, 237, 400):
-        values = np.random.default_rng(0).dirichlet(np.full(5, 0.1), 100_000) * 5 * mean
-        most = values[values.max(axis=1) <= 1000].std(axis=1, ddof=1).max()
-        # Nothing that returns reach is impossible; a little more than the most that random ones reach is.
-        assert not pc.impossible(mean, math.floor(most), 5) and pc.impossible(mean, math.ceil(1.06 * most), 5)
+def largest_deviation(mean, seeds):
+    """Of returns in [0, 1000] with this mean: all at 0 or 1000 but one."""
+    at_top, rest = divmod(seeds * mean, 1000)
+    returns = [1000.0] * int(at_top) + [rest] + [0.0] * seeds
+    return statistics.stdev(returns[:seeds])
 
 
-def test_variant():
-    usual = {"algorithm": "ams_td3", "exp_name": "ams_td3"} | pc.SWITCHES
-    assert pc.variant_of(usual) == "default" and pc.variant_of(usual | {"layer_norm": False}) == "layer_norm=False"
-    assert pc.variant_of(usual | {"ntd": False, "exp_name": "anything"}) == pc.ARMS["+ LayerNorm"]
-    assert pc.variant_of(usual | POINT) == pc.ARMS["+ LayerNorm, point target"]
-    assert pc.variant_of(usual | {"epsilon": 1.2}) == pc.ARMS["AMS, ε = 1.2"]
-    assert pc.variant_of(usual | {"num_neighbors": 4, "sampling": "gaussian"}) == "num_neighbors=4 sampling=gaussian"
-    assert pc.variant_of(usual | {"exp_name": "ams_td3_big_batch"}) == "ams_td3_big_batch"
+def test_impossible_marks_deviations_that_rounded_returns_cannot_have():
+    for row in pc.paper("2").itertuples():
+        means = [row.mean - 0.5, row.mean, row.mean + 0.5]
+        largest = max(largest_deviation(max(0, mean), int(row.seeds)) for mean in means)
+        assert (row.impossible == 1) == (row.std - 0.5 > largest)
+
+
+@pytest.mark.parametrize("mean", [38, 81, 237, 400])
+def test_random_returns_come_near_the_largest_deviation_and_not_beyond(mean):
+    returns = np.random.default_rng(0).dirichlet(np.full(5, 0.1), 100_000) * 5 * mean
+    possible = returns[returns.max(axis=1) <= 1000]
+    most = possible.std(axis=1, ddof=1).max()
+    assert most <= largest_deviation(mean, 5) < 1.06 * most
+
+
+# ---------------------------------------------------------------- reading
+@pytest.mark.parametrize(
+    ("changed", "variant"),
+    [
+        ({}, "default"),
+        ({"layer_norm": False}, "layer_norm=False"),
+        ({"ntd": False, "exp_name": "anything"}, pc.ARMS["+ LayerNorm"]),
+        (POINT, pc.ARMS["+ LayerNorm, point target"]),
+        ({"epsilon": 1.2}, pc.ARMS["AMS, ε = 1.2"]),
+        ({"num_neighbors": 4, "sampling": "gaussian"}, "num_neighbors=4 sampling=gaussian"),
+        ({"exp_name": "ams_td3_big_batch"}, "ams_td3_big_batch"),
+    ],
+)
+def test_variant(changed, variant):
+    usual = {"algorithm": "ams_td3", "exp_name": "ams_td3", **pc.SWITCHES}
+    assert pc.variant_of({**usual, **changed}) == variant
 
 
 def test_long_form_holds_every_value(tmp_path):
     curve = {0: 1.5, 1000: 2.5, 3000: 3.5}
     scalars = {"losses/qf_loss": {500: math.pi, 2000: 1.0, 3500: 2.0}, EVAL: {0: 9.0}}
     write_run(tmp_path / "deep" / "er", "ams_sac", "dog-run", 7, curve, scalars=scalars, sampling="gaussian")
+
     frame = pc.load_runs(tmp_path)
-    assert list(frame) == pc.SCALARS and set(frame["variant"]) == {"sampling=gaussian"} and set(frame["seed"]) == {7}
-    evals, losses = (frame[frame["tag"] == tag] for tag in (EVAL, "losses/qf_loss"))
-    assert len(frame) == 6 and dict(zip(evals["step"], evals["value"], strict=True)) == curve
+
+    assert list(frame) == pc.SCALARS
+    assert set(frame["variant"]) == {"sampling=gaussian"}
+    assert set(frame["seed"]) == {7}
+    assert len(frame) == 6
+    evaluations = frame[frame["tag"] == EVAL]
+    assert dict(zip(evaluations["step"], evaluations["value"], strict=True)) == curve
+    losses = frame[frame["tag"] == "losses/qf_loss"]
     np.testing.assert_allclose(losses["value"], [math.pi, 1, 2], rtol=1e-6)
     assert losses["frames"].tolist() == [4000, 16000, 28000]  # between the evaluations, and behind the last
     assert losses["updates"].tolist() == [0, 1000, 2500]
     np.testing.assert_allclose(losses["wall_seconds"], [600, 2400, 4200])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "rubbish"])
-def test_damaged_file_is_named_and_what_comes_before_is_used(tmp_path, capsys, damage):
+@pytest.mark.parametrize(("damage", "fewest"), [("cut", 90), ("flipped", 40), ("rubbish", -1)])
+def test_damaged_file_is_named_and_what_comes_before_is_used(tmp_path, capsys, damage, fewest):
     folder = write_run(tmp_path, "td3", "dog-run", 1, {0: 1.0, 1000: 1.0})
     path = write_events(folder, {"x": {step: float(step) for step in range(0, 1000, 10)}})
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= damage == "flipped"
-    path.write_bytes(b"not an event file at all, but long enough" if damage == "rubbish" else data[:-99])
-    for _ in range(2):  # the second time from the cache
-        steps = pc.load_runs(tmp_path).query("tag == 'x'")["step"].tolist()
-        assert steps == list(range(0, 10 * len(steps), 10))
-        assert {"cut": 90, "flipped": 40, "rubbish": -1}[damage] < len(steps) < 100
-        message = capsys.readouterr().err
-        assert str(path) in message and "what comes before is used" in message
+    if damage == "rubbish":
+        data = b"not an event file at all, but long enough"
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    if damage == "cut":
+        data = data[:-99]
+    path.write_bytes(data)
+
+    steps = pc.load_runs(tmp_path).query("tag == 'x'")["step"].tolist()
+
+    assert steps == list(range(0, 10 * len(steps), 10))
+    assert fewest < len(steps) < 100
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert "what comes before is used" in message
 
 
-def test_cache_and_resumed_runs(tmp_path, monkeypatch):
-    folder = write_run(tmp_path, "td3", "dog-run", 1, {0: 1.0})
-    path = write_events(folder, {"a": {0: 1 / 3, 10: 2.0}, "b": {5: 3.0}})
-    first, _ = pc.read_scalars(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(pc, "EventAccumulator", None)
-        pd.testing.assert_frame_equal(pc.read_scalars(folder)[0], first)
-        assert pc.read_scalars(folder, ["b"])[0]["value"].tolist() == [3]
-    whole = (folder / ".plot_curves.csv").read_text()
-    for damaged in ("", "rubbish", whole[10:], '{"files": {}}\ntag,step,value\n'):
-        (folder / ".plot_curves.csv").write_text(damaged)
-        pd.testing.assert_frame_equal(pc.read_scalars(folder)[0], first)
-        assert (folder / ".plot_curves.csv").read_text() == whole
-    path.rename(folder / "events.out.tfevents.1.first")  # a resumed run shows each step once
-    write_events(folder, {"a": {5: 7.0, 20: 8.0}}, purge_step=5).rename(folder / "events.out.tfevents.2.second")
-    frame = pc.read_scalars(folder, ["a"])[0]
-    assert frame["step"].tolist() == [0, 5, 20] and frame["value"].round(4).tolist() == [0.3333, 7, 8]
+def test_a_resumed_run_shows_each_step_once(tmp_path):
+    first = write_events(tmp_path, {"a": {0: 1.0, 10: 2.0}, "b": {5: 3.0}})
+    first.rename(tmp_path / "events.out.tfevents.1.first")
+    second = write_events(tmp_path, {"a": {5: 7.0, 20: 8.0}}, purge_step=5)
+    second.rename(tmp_path / "events.out.tfevents.2.second")
+
+    frame, problems = pc.read_scalars(tmp_path, ["a"])
+
+    assert frame["step"].tolist() == [0, 5, 20]
+    assert frame["value"].tolist() == [1, 7, 8]
+    assert problems == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"algorithm": "dqn"}', "step,return\n1,2\n"])
@@ -160,264 +225,592 @@ def test_a_run_with_a_bad_file_is_named_and_left_out(tmp_path, capsys, name, con
     write_run(tmp_path, "td3", "dog-run", 1, {0: 1.0})
     bad = write_run(tmp_path, "td3", "dog-run", 2, {0: 1.0})
     (bad / name).write_text(content)
-    assert pc.read_runs([tmp_path])[0]["seed"].tolist() == [1]
-    assert (error := capsys.readouterr().err).startswith(f"plot_curves.py: note: {bad} is left out") and error.count(
-        "\n"
-    ) == 1
+
+    runs, _, _ = pc.read_runs([tmp_path])
+
+    assert runs["seed"].tolist() == [1]
+    error = capsys.readouterr().err
+    assert error.startswith(f"plot_curves.py: note: {bad} is left out")
+    assert error.count("\n") == 1
 
 
-def test_a_curve_is_of_the_runs_that_got_to_its_end(tmp_path):
-    for seed, last, hours in ((1, 40, 4.0), (2, 40, 8.0), (3, 60, 6.0), (4, 20, 1.0)):
-        write_run(tmp_path, "sac", "dog-run", seed, dict.fromkeys(range(0, last + 1, 10), float(seed)), hours=hours)
-    rows = pc.on_axis(inputs(tmp_path).returns.assign(panel="p", label="l"), "hours")
-    whole, alone = rows[rows["whole"]], rows[~rows["whole"]]
-    assert set(whole["seed"]) == {1, 2, 3} and set(alone["seed"]) == {3, 4} and alone["x"].max() == 6
-    at = whole.groupby("step")["x"].agg(["min", "max"]).to_numpy()
-    np.testing.assert_allclose(at, np.repeat([[0], [4 / 3], [8 / 3], [4], [16 / 3]], 2, axis=1))  # means of 1, 2, 1
-    figure = pc.figure_3(inputs(tmp_path))
-    means, *thin = (line.get_ydata().tolist() for line in figure.axes[0].get_lines() if len(line.get_ydata()))
-    assert means == [2] * 5 and thin == [[3, 3], [4, 4, 4]]
+# ---------------------------------------------------------------- curves
+@pytest.fixture
+def unequal(tmp_path):
+    """Four runs of constant returns 1 to 4: two of 40 steps, a longer one and a shorter one."""
+    for seed, last, hours in [(1, 40, 4.0), (2, 40, 8.0), (3, 60, 6.0), (4, 20, 1.0)]:
+        curve = dict.fromkeys(range(0, last + 1, 10), float(seed))
+        write_run(tmp_path, "sac", "dog-run", seed, curve, hours=hours)
+    return tmp_path
+
+
+def test_a_curve_is_of_the_runs_that_got_to_its_end(unequal):
+    axis = pc.figure_3(*read(unequal)).axes[0]
+    mean, *thin = [line.get_ydata().tolist() for line in axis.get_lines()]
+    assert mean == [2] * 5
+    assert thin == [[3, 3], [4, 4, 4]]
+
+
+def test_hours_are_means_over_the_runs_of_the_curve(unequal):
+    axis = pc.figure_3(*read(unequal, x_axis="hours")).axes[0]
+    hours = axis.get_lines()[0].get_xdata()
+    np.testing.assert_allclose(hours, [0, 4 / 3, 8 / 3, 4, 16 / 3])  # a quarter of 4, 8 and 4, and so on
+
+
+@pytest.fixture
+def constant(tmp_path):
+    """AMS, two more arms: runs of constant 100, 300 and 500, evaluated at different steps; one ends early."""
+    for algorithm, changed in [("ams_td3", {}), ("ams_td3", {"ntd": False}), ("td3", {})]:
+        for seed, every, last in [(1, 50, 400), (2, 70, 420), (3, 100, 500)]:
+            curve = dict.fromkeys(range(0, last + 1, every), 200.0 * seed - 100)
+            write_run(tmp_path, algorithm, "dog-run", seed, curve, **changed)
+        write_run(tmp_path, algorithm, "dog-run", 4, {0: 900.0, 100: 900.0}, finished=False, **changed)
+    return tmp_path
+
+
+def test_constant_runs_at_different_steps_give_a_flat_line(constant):
+    figure = pc.figure_3(*read(constant))
+    mean = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(mean.get_ydata(), 300)
+    assert (mean.get_xdata() * 1000).round().tolist() == [0, 100, 200, 300, 400, 420]
     assert "Mean over 3 seeds" in figure.legends[0].get_title().get_text()
+
+
+def test_tables_use_the_same_interpolated_values(constant):
+    rows, _ = pc.table_is_it_ntd(*read(constant))
+    assert set(rows["seeds"]) == {3}
+    assert set(rows["step"]) == {420}
+    measured = rows[rows["measure"].isin(["Return", "Area"])]
+    np.testing.assert_allclose(measured["value"], 300)
+
+
+def test_values_are_interpolated_linearly_and_nothing_is_extrapolated():
+    slow = pd.DataFrame({"run": 0, "step": [10, 30], "value": [1.0, 3.0]})
+    quick = pd.DataFrame({"run": 1, "step": [0, 20, 25, 40], "value": [0.0, 8.0, 8.0, 2.0]})
+    rows = pd.concat([slow, quick]).assign(frames=0, updates=0, wall_seconds=0)
+    values = pc.at_same_steps(rows, 30)
+    assert values["step"].tolist() == [[10, 30], [10, 30]]
+    assert values["value"].tolist() == [[1, 3], [4, 6]]
+
+
+def test_band_is_the_t_interval_from_three_on():
     values = [1.0, 5.0, 6.0, 9.0]
     expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
-    assert pc.band(values) == pytest.approx(expected) and np.isnan(pc.band([1.0, 2.0])).all()
+    mean, *ends = pc.band(values)
+    assert mean == np.mean(values)
+    assert ends == pytest.approx(expected)
+    assert np.isnan(pc.band([1.0, 2.0])[1:]).all()
 
 
+# ---------------------------------------------------------------- figures
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """Five algorithms on two tasks, three seeds: straight evaluation curves from 0 to 100 x rank + 10 x seed."""
     root = tmp_path_factory.mktemp("sweep") / "runs"
-    for (rank, algorithm), task in itertools.product(enumerate(pc.ALGORITHMS, 1), ("quadruped-run", "dog-walk")):
-        for seed in (1, 2, 3):
-            curve, factor = straight(100.0 * rank + 10 * seed), 1 if algorithm.startswith("ams") else 3
-            scalars = {TRAIN: {step + 1: value / 2 for step, value in curve.items()}}
-            if task == "quadruped-run" and algorithm != "ppo":
-                noise = {step: 10.0 ** (seed - 2) for step in range(10_000, 500_001, 10_000)}
-                scalars["diagnostics/critic_grad_norm"] = {step: factor * value for step, value in noise.items()}
-                scalars["diagnostics/td_target_variance"] = {step: float(factor**2) for step in noise}
-            write_run(root, algorithm, task, seed, curve, scalars=scalars)
+    ranks = list(enumerate(pc.ALGORITHMS, 1))
+    for (rank, algorithm), task, seed in itertools.product(ranks, ["quadruped-run", "dog-walk"], [1, 2, 3]):
+        curve = straight(100.0 * rank + 10 * seed)
+        scalars = {TRAIN: {step + 1: value / 2 for step, value in curve.items()}}
+        if task == "quadruped-run" and algorithm != "ppo":
+            factor = 1.0 if algorithm.startswith("ams") else 3.0
+            steps = range(10_000, 500_001, 10_000)
+            scalars["diagnostics/critic_grad_norm"] = dict.fromkeys(steps, factor * 10.0 ** (seed - 2))
+            scalars["diagnostics/td_target_variance"] = dict.fromkeys(steps, factor**2)
+        write_run(root, algorithm, task, seed, curve, scalars=scalars)
     return root
 
 
-@pytest.mark.parametrize(("axis", "scale"), [("steps", 1e-3), ("frames", 8e-6), ("hours", 1 / 500_000)])
-def test_figure_3_draws_means(sweep, axis, scale):
-    figure = pc.figure_3(inputs(sweep, x_axis=axis))
-    assert [a.get_title() for a in figure.axes] == ["Quadruped-Run", "Dog-Walk"]
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+@pytest.mark.parametrize(("x_axis", "scale"), [("steps", 1e-3), ("frames", 8e-6), ("hours", 1 / 500_000)])
+def test_figure_3_draws_means(sweep, x_axis, scale):
+    figure = pc.figure_3(*read(sweep, x_axis=x_axis))
     steps = np.arange(0, 500_001, 100_000)
     for panel in figure.axes:
-        lines = {line.get_color(): line for line in panel.get_lines() if len(line.get_xdata())}
-        for rank, color in zip(range(1, 6), pc.COLORS, strict=False):
-            np.testing.assert_allclose(lines[color].get_ydata(), (100 * rank + 20) * steps / 500_000)
-            np.testing.assert_allclose(lines[color].get_xdata(), steps * scale)
-        assert len(lines) == 5 and len({line.get_linestyle() for line in lines.values()}) > 1
-        top = panel.collections[0].get_paths()[0].get_extents().y1  # AMS-TD3: 110, 120, 130
-        assert top == pytest.approx(120 + scipy.stats.t.ppf(0.975, 2) * 10 / math.sqrt(3))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(pc.ALGORITHMS.values())
-    assert len(figure.legends) == 1 and "3 seeds" in figure.legends[0].get_title().get_text()
+        assert len(panel.get_lines()) == 5
+        for rank, name in enumerate(pc.ALGORITHMS.values(), 1):
+            (line,) = [line for line in panel.get_lines() if line.get_label() == name]
+            assert (line.get_color(), line.get_linestyle(), line.get_marker()) == pc.LOOKS[name]
+            np.testing.assert_allclose(line.get_ydata(), (100 * rank + 20) * steps / 500_000)
+            np.testing.assert_allclose(line.get_xdata(), steps * scale)
+
+
+def test_figure_3_has_bands_titles_one_scale_and_one_legend(sweep):
+    figure = pc.figure_3(*read(sweep))
+    first, second = figure.axes
+    tops = [band.get_paths()[0].get_extents().y1 for band in first.collections]
+    assert min(tops) == pytest.approx(120 + scipy.stats.t.ppf(0.975, 2) * 10 / math.sqrt(3))  # of 110, 120, 130
+    assert [first.get_title(), second.get_title()] == ["Quadruped-Run", "Dog-Walk"]
+    assert first.get_ylim() == second.get_ylim()
+    assert legend_of(figure) == list(pc.ALGORITHMS.values())
+    assert "3 seeds" in figure.legends[0].get_title().get_text()
 
 
 def test_others_are_drawn_in_grey(sweep, tmp_path):
-    evaluations = pc.read_runs([sweep])[1].query("algorithm == 'sac'")[pc.EPISODES]
     write_run(tmp_path / "ours", "td3", "dog-walk", 1, straight(50.0))
+    evaluations = pc.read_runs([sweep])[1].query("algorithm == 'sac'")[pc.EPISODES]
+    evaluations.to_csv(tmp_path / "peers.csv", index=False)
+    constant = evaluations.assign(origin=None, **{"return": 7.0})
+    constant.to_csv(tmp_path / "ours" / "peers.csv", index=False)
+
     files = [tmp_path / "peers.csv", tmp_path / "ours" / "peers.csv"]
-    evaluations.to_csv(files[0], index=False)
-    evaluations.assign(origin=None, **{"return": 7.0}).to_csv(files[1], index=False)
-    figure = pc.figure_3(inputs(tmp_path / "ours", reference=files))
-    peers = ["sac default, ours/peers", f"sac default, {tmp_path.name}/peers"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TD3", *peers]
-    lines = {line.get_color(): line.get_ydata()[-1] for line in figure.axes[-1].get_lines() if len(line.get_xdata())}
-    assert lines == {pc.COLORS[3]: 50, pc.COLORS[7]: 7, pc.COLORS[8]: 520} and pc.COLORS[7].startswith("0.")
+    figure = pc.figure_3(*read(tmp_path / "ours", reference=files))
+
+    assert legend_of(figure) == ["TD3", "sac default, ours/peers", f"sac default, {tmp_path.name}/peers"]
+    ends = {color: values[-1] for color, values in lines_of(figure.axes[-1]).items()}
+    assert ends == {pc.LOOKS["TD3"][0]: 50, "0.35": 7, "0.5": 520}
 
 
 def test_figure_4_is_geometric_and_gives_the_ratio(sweep):
-    it = inputs(sweep)
-    it.diagnostics = pc.binned(pc.scalars(it.runs, pc.read_runs([sweep])[1], list(pc.DIAGNOSTICS)))
-    figure = pc.figure_4(it)
-    assert "TD3 / AMS-TD3: 3.0× (paper 2.4)" in figure.axes[0].get_title()
-    assert "SAC / AMS-SAC: 9.0×" in figure.axes[1].get_title()
-    bands = [path.vertices[:, 1] for axis in figure.axes for band in axis.collections for path in band.get_paths()]
-    assert len(bands) == 8 and np.concatenate(bands).min() > 0  # bands of plain means would go below 0 here
-    means = [line.get_ydata() for line in figure.axes[0].get_lines() if line.get_color() == pc.COLORS[3]][0]
-    np.testing.assert_allclose(means, 3)  # of 0.3, 3 and 30; their plain mean is 11.1
+    figure = pc.figure_4(*read(sweep))
+    left, right = figure.axes
+    assert "TD3 / AMS-TD3: 3.0× (paper 2.4)" in left.get_title()
+    assert "SAC / AMS-SAC: 9.0×" in right.get_title()
+    assert len(left.collections) == len(right.collections) == 4
+    lowest = min(band.get_paths()[0].get_extents().y0 for axis in figure.axes for band in axis.collections)
+    assert lowest > 0  # bands of plain means would go below 0 here
+    np.testing.assert_allclose(lines_of(left)[pc.LOOKS["TD3"][0]], 3)  # of 0.3, 3 and 30; their plain mean is 11.1
 
 
-def test_ablations_are_of_the_papers_seeds(tmp_path):
+@pytest.fixture
+def ablations(tmp_path):
+    """Folder and final returns {(algorithm, variant): [of seeds 0, 42, 123]} of Table 3's cells."""
     finals = {}
-    for algorithm, variant in set(zip(pc.paper("3")["algorithm"], pc.paper("3")["variant"], strict=True)):
+    design = pc.paper("3")[["algorithm", "variant"]].drop_duplicates()
+    for algorithm, variant in design.itertuples(index=False):
         name, _, value = variant.partition("=")
         changed = {name: json.loads(value.lower())} if value else {}
-        finals[algorithm, variant] = [100.0 + 10 * len(finals) + i**2 for i in (0, 1, 2)]
-        others = [] if value else [900.0, 950.0]  # of Table 2, which must not enter
-        for seed, final in zip((0, 42, 123, 10, 77), finals[algorithm, variant] + others, strict=False):
+        finals[algorithm, variant] = [100.0 + 10 * len(finals) + square for square in [0, 1, 4]]
+        for seed, final in zip([0, 42, 123], finals[algorithm, variant], strict=True):
             write_run(tmp_path, algorithm, "quadruped-run", seed, straight(final), **changed)
+        if variant == "default":  # of Table 2, which must not enter
+            write_run(tmp_path, algorithm, "quadruped-run", 10, straight(900.0))
     write_run(tmp_path, "ams_td3", "quadruped-run", 0, straight(77.0), sampling="gaussian")
-    rows, shown = pc.table_3(inputs(tmp_path))
-    assert len(rows) == 17 and rows["Ours"].iloc[16] == "77 (1)" and rows["variant"].iloc[16] == "sampling=gaussian"
+    return tmp_path, finals
+
+
+def test_table_3_is_of_the_papers_seeds(ablations):
+    folder, finals = ablations
+    rows, _ = pc.table_3(*read(folder))
     for row, paper in zip(rows.itertuples(), pc.paper("3").itertuples(), strict=False):
         values = finals[paper.algorithm, paper.variant]
         assert row.Ours == f"{statistics.mean(values):.0f} ± {statistics.stdev(values):.0f} (3)"
-        assert row.Paper == f"{paper.mean:.0f} ± {paper.std:.0f}" and row.label == paper.label
-    assert set(pc.table_3(inputs(tmp_path, task="dog-run"))[1]["Paper"]) == {"–"}  # the paper's hold on its task
-    figure = pc.figure_5(inputs(tmp_path))
-    assert len(figure.axes) == 4 and len(figure.legends) == 1 and len(figure.legends[0].get_texts()) == 7
-    ends = {line.get_ydata()[-1] for axis in figure.axes for line in axis.get_lines() if len(line.get_ydata()) == 6}
-    assert {round(end, 6) for end in ends} == {round(statistics.mean(values), 6) for values in finals.values()}
+        assert row.Paper == f"{paper.mean:.0f} ± {paper.std:.0f}"
+        assert row.label == paper.label
+    assert len(rows) == 17
+    assert rows[["variant", "Ours"]].iloc[16].tolist() == ["sampling=gaussian", "77 (1)"]
+
+
+def test_the_papers_ablations_hold_on_its_task_alone(ablations):
+    _, shown = pc.table_3(*read(ablations[0], task="dog-run"))
+    assert set(shown["Paper"]) == {"–"}
+
+
+def test_figure_5_draws_every_ablation(ablations):
+    folder, finals = ablations
+    figure = pc.figure_5(*read(folder))
+    assert len(figure.axes) == 4
+    assert len(legend_of(figure)) == 7
+    ends = {round(values[-1], 6) for axis in figure.axes for values in lines_of(axis).values()}
+    assert ends == {round(statistics.mean(values), 6) for values in finals.values()}
 
 
 def test_figure_a1_draws_the_scripts_directions():
-    gaussian, orthogonal = pc.figure_a1(None).axes
-    np.testing.assert_allclose(np.asarray(orthogonal.collections[0].get_array()).reshape(8, 8), np.eye(8), atol=0.05)
-    mean, std = scipy.stats.chi.mean(38) / math.sqrt(38), scipy.stats.chi.std(38) / math.sqrt(38)
-    assert gaussian.get_title() == f"Gaussian: length {mean:.2f} ± {std:.2f}"
+    gaussian, orthogonal = pc.figure_a1(None, None).axes
+    products = np.asarray(orthogonal.collections[0].get_array()).reshape(8, 8)
+    np.testing.assert_allclose(products, np.eye(8), atol=0.05)
+    mean = scipy.stats.chi.mean(38) / math.sqrt(38)
+    deviation = scipy.stats.chi.std(38) / math.sqrt(38)
+    assert gaussian.get_title() == f"Gaussian: length {mean:.2f} ± {deviation:.2f}"
 
 
-def test_table_2(tmp_path):
-    for seed, final in ((1, 700.0), (2, 750.0), (5, 800.0)):
+def test_without_pytorch_figure_a1_is_left_out_with_a_note(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert pc.figure_a1(None, None) is None
+    assert capsys.readouterr().err.startswith("plot_curves.py: note: figure_a1 is left out")
+
+
+def test_the_same_arm_has_the_same_look_in_all_figures():
+    looks = pc.LOOKS
+    assert looks["AMS-TD3"] == looks["AMS"] == looks["AMS (full): ε = 0.2, K = 8"]
+    assert looks["TD3"] == looks["Baseline"]
+    assert looks["+ LayerNorm"] == looks["w/o NTD"]
+
+
+# ---------------------------------------------------------------- tables
+@pytest.fixture
+def cells(tmp_path):
+    for seed, final in [(1, 700.0), (2, 750.0), (5, 800.0)]:
         write_run(tmp_path, "ams_td3", "cheetah-run", seed, straight(final))
     write_run(tmp_path, "ams_td3", "cheetah-run", 3, {0: 0.0, 130_000: 1.0}, finished=False)
     write_run(tmp_path, "ams_td3", "cheetah-run", 4, {0: 0.0, 100_000: 1.0})
     write_run(tmp_path, "td3", "dog-run", 1, {0: 0.0, 90_000: 50.0})
     write_run(tmp_path, "sac", "dog-run", 1, {0: 0.0, 70_000: 5.0}, finished=False)
     write_run(tmp_path, "ppo", "walker-walk", 1, {0: 0.0, 5_000: 400.0})
-    rows, matrix = pc.table_2(inputs(tmp_path))
-    assert len(rows) == 61 and matrix.shape == (10, 2 + 13) and list(matrix)[2:5:2] == ["Cheetah-Run", "Quadruped-Walk"]
-    cells = matrix.set_index(["algorithm", ""])
-    ours, papers = cells.xs("Ours", level=1), cells.xs("Paper", level=1)
+    return tmp_path
+
+
+def test_table_2(cells):
+    rows, matrix = pc.table_2(*read(cells))
+    assert len(rows) == 61
+    assert matrix.shape == (10, 2 + 13)
+    assert list(matrix)[2:5:2] == ["Cheetah-Run", "Quadruped-Walk"]
+    assert list(matrix)[-1] == "walker-walk"  # none of the paper's
+    shown = matrix.set_index(["algorithm", ""])
+    ours = shown.xs("Ours", level=1)
+    papers = shown.xs("Paper", level=1)
     assert ours.loc["AMS-TD3", "Cheetah-Run"] == "750 ± 50 (3 of 5)"
     assert papers.loc["AMS-TD3", "Cheetah-Run"] == "712 ± 27"
-    assert ours["Dog-Run"][["TD3", "SAC", "PPO"]].tolist() == ["50 (1) at 90K", "unfinished", "missing"]
-    assert (ours.loc["PPO", "Walker-Walk"], papers.loc["SAC", "Dog-Stand"]) == ("400 (1)", "249 ± 781 †")
-    assert sum("†" in cell for cell in cells.astype(str).to_numpy().ravel()) == 4
-    assert 375 in pc.table_2(inputs(tmp_path, value="training_return_last_10_percent"))[0]["ours"].tolist()
+    assert ours["Dog-Run"][["TD3", "SAC", "PPO"]].tolist() == ["50 (1) at 90K", "unfinished at 70K", "missing"]
+    assert ours.loc["PPO", "walker-walk"] == "400 (1)"
+    assert papers.loc["SAC", "Dog-Stand"] == "249 ± 781 †"
+    assert sum("†" in cell for cell in shown.astype(str).to_numpy().ravel()) == 4
+
+
+def test_table_2_of_training_returns(cells):
+    rows, _ = pc.table_2(*read(cells, metric="train"))
+    assert 375 in rows["ours"].tolist()
+
+
+def test_final_returns_are_printed_in_the_order_of_table_2(cells, capsys):
+    pc.print_returns(read(cells)[0].runs, "final")
+    lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    half = scipy.stats.t.ppf(0.975, 2) * 50 / math.sqrt(3)
+    assert lines[0] == ["task", "algorithm", "variant", "return", "seeds", "unfinished or shorter"]
+    interval = f"750 [{750 - half:.0f}, {750 + half:.0f}]"
+    others = "seed 3: 1 at 130,000, seed 4: 1 at 100,000"
+    assert lines[1] == ["Cheetah-Run", "AMS-TD3", "default", interval, "3", others]
+    assert lines[2] == ["Dog-Run", "SAC", "default", "–", "0", "seed 1: 5 at 70,000"]
+    assert lines[3] == ["Dog-Run", "TD3", "default", "50", "1"]
+    assert lines[4] == ["walker-walk", "PPO", "default", "400", "1"]
 
 
 def test_table_b4_keeps_machines_apart(tmp_path):
-    for seed, hours, device in ((1, 1.0, "H200"), (2, 2.0, "H200"), (3, 9.0, "cpu")):
-        path = write_run(tmp_path, "ams_sac", "dog-walk", seed, straight(1.0), hours=hours) / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"device": device}))
-    rows = pc.table_b4(inputs(tmp_path))[0].set_index(["task", "algorithm"])
-    own = rows.loc[[("dog-walk", "ams_sac")], ["device", "Ours", "Paper"]].to_numpy().tolist()
-    assert own == [["H200", "3.00 ± 1.41 (2)", "4.50"], ["cpu", "18.00 (1)", "4.50"]]
+    for seed, hours, device in [(1, 1.0, "H200"), (2, 2.0, "H200"), (3, 9.0, "cpu")]:
+        write_run(tmp_path, "ams_sac", "dog-walk", seed, straight(1.0, 1_000_000), hours=hours, device=device)
+    rows = pc.table_b4(*read(tmp_path))[0].set_index(["task", "algorithm"])
+    own = rows.loc[[("dog-walk", "ams_sac")], ["device", "Ours", "Paper"]]
+    assert own.to_numpy().tolist() == [["H200", "1.50 ± 0.71 (2 of 3)", "4.50"], ["cpu", "9.00 (1 of 3)", "4.50"]]
     assert rows.loc[[("cheetah-run", "td3")], "Ours"].tolist() == ["missing"]
 
 
-FINALS = {"AMS": [390, 405, 310], "+ LayerNorm, point target": [400, 410, 500], "+ LayerNorm": [300, 420, 380]}
-FINALS |= {"Baseline": [50, 60, 70]}
+# ---------------------------------------------------------------- is it NTD
+FINALS = {
+    "AMS": [390, 405, 310],
+    "+ LayerNorm": [300, 420, 380],
+    "+ LayerNorm, point target": [400, 410, 500],
+    "Baseline": [50, 60, 70],
+}
+CHANGED = {"AMS": {}, "+ LayerNorm": {"ntd": False}, "+ LayerNorm, point target": POINT, "Baseline": {}}
 
 
 def write_arms(root):
-    """Four arms of TD3, a run that is not there yet, a fifth arm that has begun, a task without arms."""
-    for arm, changed in zip(FINALS, ({}, POINT, {"ntd": False}, {}), strict=True):
-        algorithm, hours = "td3" if arm == "Baseline" else "ams_td3", 3 if arm == "AMS" else 1
-        for seed, final in zip((0, 42, 123), FINALS[arm], strict=True):
-            write_run(root, algorithm, "dog-stand", seed, straight(final, 150_000, 50_000), hours=hours, **changed)
+    """Four arms of TD3, a run that is not there yet, a fifth arm that has started, a task without arms."""
+    for arm, finals in FINALS.items():
+        algorithm = "td3" if arm == "Baseline" else "ams_td3"
+        hours = 3 if arm == "AMS" else 1
+        for seed, final in zip([0, 42, 123], finals, strict=True):
+            curve = straight(final, 150_000, 50_000)
+            write_run(root, algorithm, "dog-stand", seed, curve, hours=hours, **CHANGED[arm])
     write_run(root, "td3", "dog-stand", 10, {0: 0.0, 110_000: 45.678901234567}, finished=False)
-    write_run(root, "ams_td3", "dog-stand", 0, {0: 0.0, 50_000: 45.0}, finished=False, epsilon=1.2)
+    write_run(root, "ams_td3", "dog-stand", 0, {0: 45.0}, finished=False, epsilon=1.2)
     write_run(root, "ams_td3", "h1-walk", 0, straight(1.0))
 
 
-def test_is_it_ntd(tmp_path):
-    write_arms(tmp_path)
-    it = inputs(tmp_path)
-    rows, shown = pc.table_is_it_ntd(it)
-    assert list(shown["arm"]) == list(pc.ARMS)[:4] and set(shown["seeds"]) == {3} and set(shown["step"]) == {150_000}
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory):
+    root = tmp_path_factory.mktemp("arms")
+    write_arms(root)
+    return root
+
+
+def test_arms_are_compared_where_all_have_got_to(arms):
+    _, shown = pc.table_is_it_ntd(*read(arms))
+    assert list(shown["arm"]) == list(FINALS)
+    assert set(shown["seeds"]) == {3}
+    assert set(shown["step"]) == {150_000}
     assert shown["short"].tolist() == ["", "", "", "seed 10 at 110,000"]
-    cells = rows.set_index(["arm", "measure"])
-    for arm, finals in FINALS.items():
-        expected = [np.mean(finals), *scipy.stats.t.interval(0.95, 2, np.mean(finals), scipy.stats.sem(finals))]
-        assert cells.loc[(arm, "return"), ["value", "low", "high"]].tolist() == pytest.approx(expected)
-        assert cells.loc[(arm, "area"), "value"] == pytest.approx(statistics.mean(finals) / 2)
-        assert cells.loc[(arm, "hours"), "value"] == pytest.approx(3 if arm == "AMS" else 1)
-        if arm != "AMS":
-            value, low, high = cells.loc[(arm, "P(AMS better)"), ["value", "low", "high"]]
-            wins = statistics.mean(ours > theirs for ours in FINALS["AMS"] for theirs in finals)
-            assert value == pytest.approx(wins) and low <= value <= high
-    assert cells.loc[("Baseline", "Mann-Whitney p"), "value"] == pytest.approx(0.1)  # 2 of 20 ways to split six
-    figure = pc.figure_is_it_ntd(it)
-    titles = [(axis.get_title().strip(), axis.get_xlabel()) for axis in figure.axes]
+
+
+@pytest.mark.parametrize("arm", FINALS)
+def test_measures_of_an_arm(arms, arm):
+    rows, _ = pc.table_is_it_ntd(*read(arms))
+    cells = rows[rows["arm"] == arm].set_index("measure")
+    mean = np.mean(FINALS[arm])
+    expected = [mean, *scipy.stats.t.interval(0.95, 2, mean, scipy.stats.sem(FINALS[arm]))]
+    assert cells.loc["Return", ["value", "low", "high"]].tolist() == pytest.approx(expected)
+    assert cells.loc["Area", "value"] == pytest.approx(mean / 2)
+    assert cells.loc["Hours", "value"] == pytest.approx(3 if arm == "AMS" else 1)
+
+
+@pytest.mark.parametrize(("arm", "p"), [("+ LayerNorm", 1.0), ("+ LayerNorm, point target", 0.2), ("Baseline", 0.1)])
+def test_an_arm_beside_ams(arms, arm, p):
+    rows, _ = pc.table_is_it_ntd(*read(arms))
+    cells = rows[rows["arm"] == arm].set_index("measure")
+    value, low, high = cells.loc["P(AMS better)", ["value", "low", "high"]]
+    wins = statistics.mean(ours > theirs for ours in FINALS["AMS"] for theirs in FINALS[arm])
+    assert value == pytest.approx(wins)
+    assert low <= value <= high
+    assert cells.loc["Mann-Whitney p", "value"] == pytest.approx(p)  # of 20 ways to split six values
+
+
+def test_figure_is_it_ntd(arms):
+    data, options = read(arms)
+    figure = pc.figure_is_it_ntd(data, options)
+    titles = [(axis.get_title(), axis.get_xlabel()) for axis in figure.axes]
     assert titles == [("Dog-Stand, TD3", "Steps (thousands)"), ("Dog-Stand, TD3", "Hours")]
     assert [text.get_text() for text in figure.axes[0].texts] == [" paper: 337", " paper: 957"]
-    assert len(figure.legends[0].get_texts()) == 5 and pc.in_arms(it.returns)["task"].unique() == ["dog-stand"]
-    it.arms = it.arms[(it.arms["label"] != "AMS") | (it.arms["step"] == 0)]  # whose runs have only started
-    reached = pc.table_is_it_ntd(it)[1][["arm", "step"]]
-    assert reached.to_numpy().tolist() == [[arm, 150_000] for arm in list(pc.ARMS)[1:4]]
+    assert legend_of(figure) == [label for label in pc.LOOKS if label in pc.ARMS]
+    assert data.arms["task"].unique() == ["dog-stand"]
 
 
+def test_without_runs_of_ams_the_other_arms_are_compared(arms):
+    data, options = read(arms)
+    data.arms = data.arms[(data.arms["label"] != "AMS") | (data.arms["step"] == 0)]
+    _, shown = pc.table_is_it_ntd(data, options)
+    assert list(shown["arm"]) == list(FINALS)[1:]
+    assert set(shown["step"]) == {150_000}
+
+
+# ---------------------------------------------------------------- aggregates: the numbers are those of rliable 1.2
+MADE_UP = np.random.default_rng(0).random((2, 5, 7)).round(2)  # ours and theirs, runs, tasks
+RLIABLE = {  # by measure: value, ends of the interval of 5,000 repetitions
+    "IQM": [0.5668421052631579, 0.4384210526315789, 0.6694868421052631],
+    "Median": [0.478, 0.386, 0.658],
+    "Mean": [0.5288571428571428, 0.4391357142857143, 0.6168642857142855],
+    "Optimality gap": [0.4711428571428571, 0.3831357142857143, 0.5608642857142857],
+}
+# An end of the interval is a quantile, whose standard error is sqrt(0.025 * 0.975 / 5000) / density: with a normal
+# density 0.0378 standard deviations of the statistic, or 0.0096 of the interval's width. Twice that (two bootstraps
+# differ by sqrt(2) of it), five times over:
+WITHIN = 5 * math.sqrt(2) * 0.0096
+
+
+@pytest.mark.parametrize("measure", RLIABLE)
+def test_aggregates_are_rliables(measure):
+    values, lows, highs = pc.bootstrap(pc.aggregate, list(MADE_UP[0].T))
+    place = pc.MEASURES.index(measure)
+    value, low, high = RLIABLE[measure]
+    assert values[place] == pytest.approx(value, abs=1e-12)
+    tolerance = WITHIN * (high - low) + 0.005  # scores are of two digits, so that the median's quantiles are coarse
+    assert [lows[place], highs[place]] == pytest.approx([low, high], abs=tolerance)
+
+
+def test_profiles_are_rliables():
+    shares, lows, highs = pc.bootstrap(pc.profile, list(MADE_UP[0].T))
+    at = [int(np.argmin(abs(pc.THRESHOLDS - threshold))) for threshold in [0.1, 0.5, 0.9]]
+    assert shares[at] == pytest.approx([0.857142857, 0.628571429, 0.114285714])
+    run = 1 / 35  # the ends are shares of 35 runs
+    assert lows[at] == pytest.approx([0.742857143, 0.485714286, 0.028571429], abs=1.01 * run)
+    assert highs[at] == pytest.approx([0.942857143, 0.771428571, 0.2], abs=1.01 * run)
+
+
+@pytest.mark.parametrize(
+    ("runs", "value", "low", "high"),
+    [(5, 0.5542857142857144, 0.417142857, 0.691428571), (3, 0.49523809523809526, 0.342857143, 0.657142857)],
+)
+def test_probability_of_improvement_is_rliables(runs, value, low, high):
+    samples = [*MADE_UP[0, :runs].T, *MADE_UP[1].T]
+    got, *ends = pc.bootstrap(pc.probability_of_improvement, samples)
+    assert got == pytest.approx(value, abs=1e-12)
+    assert ends == pytest.approx([low, high], abs=WITHIN * (high - low) + 0.01)
+
+
+def test_published_aggregates_are_rliables():
+    rows = pd.read_csv(ROOT / "results" / "table_aggregates.csv").set_index(["algorithm", "measure"])["value"]
+    scores = read(ROOT / "results")[0].scores
+    if [len(task) for task in scores["AMS-TD3"]] != [3]:
+        pytest.skip("the numbers below are of three runs of dog-stand")
+    assert rows["AMS-TD3", "IQM"] == pytest.approx(0.4934357401099983)
+    assert rows["TD3", "IQM"] == pytest.approx(0.157646381761979)
+    assert rows["TD3", "Optimality gap"] == pytest.approx(0.842353618238021)
+    assert rows["AMS-TD3", "P(better than base)"] == 1
+
+
+def test_scores_are_of_every_seed_of_every_task(tmp_path):
+    for task, seed in itertools.product(["dog-walk", "dog-trot"], [1, 2, 3, 4]):
+        if (task, seed) != ("dog-trot", 4):
+            write_run(tmp_path, "td3", task, seed, straight(100.0 * seed))
+    data, options = read(tmp_path)
+    trot, walk = data.scores["TD3"]
+    assert trot.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert walk.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    _, shown = pc.table_aggregates(data, options)
+    assert shown["seeds"].tolist() == ["3–4"]
+
+
+def test_one_run_has_no_interval():
+    _, low, high = pc.bootstrap(pc.probability_of_improvement, [np.array([1.0]), np.array([0.0, 2.0])])
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+# ---------------------------------------------------------------- the command
 @pytest.fixture(scope="module")
-def published(sweep, tmp_path_factory):
+def published(sweep, arms, tmp_path_factory):
     """The folder that one --export wrote, of the sweep and of other runs from another place."""
-    root = tmp_path_factory.mktemp("published")
-    write_arms(root / "more")
-    done = command(sweep, root / "more", "--export", root / "out")
-    assert done.returncode == 0 and "45 runs, 43 finished" in done.stdout, done.stderr
-    return root / "out"
+    folder = tmp_path_factory.mktemp("published") / "out"
+    done = command(sweep, arms, "--export", folder)
+    assert done.returncode == 0, done.stderr
+    assert "45 runs, 43 finished" in done.stdout
+    return folder
 
 
-def test_aggregates_are_rliables(sweep, published):
-    scores = inputs(sweep).scores
-    assert len(scores) == 5 and sorted(scores["AMS-TD3"].ravel()) == pytest.approx(sorted([0.11, 0.12, 0.13] * 2))
-    rows = pd.read_csv(published / "table_aggregates.csv").set_index(["algorithm", "measure"])
-    for (name, own), measure in itertools.product(scores.items(), ("iqm", "median", "mean", "optimality_gap")):
-        value, low, high = rows.loc[(name, measure), ["value", "low", "high"]]
-        assert value == pytest.approx(getattr(metrics, f"aggregate_{measure}")(own)) and low <= value <= high
-    assert rows.loc[("AMS-TD3", "P(better than base)"), "value"] == 0  # 110 ... 130 against 410 ... 430
-    x, y = np.random.default_rng(0).random((2, 4, 3)).round(1)  # with ties
-    assert pc.better(x, y[:2])["value"] == pytest.approx(metrics.probability_of_improvement(x, y[:2]))
-    assert math.isnan(pc.better(x[:1], y)["low"])  # one run has no spread
+def test_what_is_published(published):
+    names = {path.name for path in published.iterdir()}
+    expected = {"evaluations.csv", "diagnostics.csv", "runs.json", "captions.md"}
+    for name in ["3", "4", "5", "a1", "is_it_ntd", "aggregates", "profiles"]:
+        expected |= {f"figure_{name}.png", f"figure_{name}.svg"}
+    for name in ["2", "3", "b4", "is_it_ntd", "aggregates"]:
+        expected |= {f"table_{name}.csv", f"table_{name}.md", f"table_{name}.tex"}
+    assert names == expected
+
+
+def test_captions_say_what_is_unfinished_and_interpolated(published):
+    captions = (published / "captions.md").read_text()
+    assert "td3 default dog-stand 10 at step 110,000" in captions
+    assert "interpolated linearly" in captions
+
+
+def test_latex_tables(published):
+    assert r"95\% t-intervals" in (published / "table_is_it_ntd.tex").read_text()
+    assert r"$\epsilon$ = 0.4 & ams\_td3 & epsilon=0.4" in (published / "table_3.tex").read_text()
+
+
+def test_published_runs_keep_their_origin_and_hide_their_path(published):
+    records = (published / "runs.json").read_text()
+    assert len(json.loads(records)) == 45
+    assert "pytest" not in records
+    origins = pd.read_csv(published / "evaluations.csv").groupby("task")["origin"].unique()
+    assert [origin.split("/")[-1] for origin in origins["dog-walk"]] == ["runs"]
+    assert [origin.split("/")[-1][:4] for origin in origins["dog-stand"]] == ["arms"]
 
 
 def test_published_data_make_the_same_files_again(published):
     files = {path.name: path.read_bytes() for path in published.iterdir()}
-    expected = {"evaluations.csv", "diagnostics.csv", "runs.json", "captions.md"}
-    figures, tables = "3 4 5 a1 is_it_ntd aggregates profiles".split(), "2 3 b4 is_it_ntd aggregates".split()
-    expected |= {f"figure_{name}.{kind}" for name in figures for kind in ("png", "svg")}
-    assert set(files) == expected | {f"table_{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")}
-    assert "td3 default dog-stand 10 at step 110,000" in files["captions.md"].decode()
-    assert r"95\% t-intervals" in files["table_is_it_ntd.tex"].decode()
-    assert r"$\epsilon$ = 0.4 & ams\_td3 & epsilon=0.4" in files["table_3.tex"].decode()
-    assert b"pytest" not in files["runs.json"] and len(json.loads(files["runs.json"])) == 45
-    origins = pd.read_csv(published / "evaluations.csv").groupby("task")["origin"].unique().loc["dog-stand":"dog-walk"]
-    assert [origin.split("/")[-1] for origin in np.concatenate(origins.to_list())] == ["more", "runs"]
-    for name in files:
-        if not name.endswith((".csv", ".json")) or name.startswith("table"):
-            (published / name).unlink()
-    assert command(published, "--export", published).returncode == 0
+    data = {"evaluations.csv", "diagnostics.csv", "runs.json"}
+    for name in set(files) - data:
+        (published / name).unlink()
+    done = command(published, "--export", published)
+    assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in published.iterdir()} == files
 
 
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys):
+def test_figures_do_not_depend_on_the_users_matplotlib(arms, tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: serif\nlines.linewidth: 9\n")
+    theirs = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "module://no_such_notebook"}
+    plain = command(arms, "--format", "png", "--out-dir", tmp_path / "plain")
+    done = command(arms, "--format", "png", "--out-dir", tmp_path / "theirs", env=theirs)
+    assert plain.returncode == 0, plain.stderr
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "plain").glob("*.png"):
+        np.testing.assert_array_equal(plt.imread(path), plt.imread(tmp_path / "theirs" / path.name))
+
+
+NAMES = {"task": "my_$pend$|a_&_50%-v0", "exp_name": "a_b_$c$|d%&e"}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """Figures and tables of a run whose task and variant have special characters."""
+    root = tmp_path_factory.mktemp("named")
+    for exp_name in ["td3", NAMES["exp_name"]]:
+        folder = write_run(root / exp_name[:3], "td3", NAMES["task"], 1, straight(9.0), finished=exp_name == "td3")
+        args = json.loads((folder / "args.json").read_text())
+        (folder / "args.json").write_text(json.dumps({**args, "exp_name": exp_name}))
+    done = command(root, "--ablation-task", NAMES["task"], "--format", "svg", "--out-dir", root / "out")
+    assert done.returncode == 0, done.stderr
+    assert NAMES["task"] in done.stdout
+    return root / "out"
+
+
+def unescaped(markdown):
+    """A row of a Markdown table as a reader sees its cells: bars that are not escaped divide, backslashes go."""
+    cells = re.split(r"(?<!\\)\|", markdown)
+    return [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells[1:-1]]
+
+
+@pytest.mark.parametrize("name", ["task", "exp_name"])
+def test_names_survive_markdown(named, name):
+    lines = (named / "table_3.md").read_text().splitlines()[2:]
+    rows = [unescaped(line) for line in lines]
+    assert {len(row) for row in rows} == {7}
+    assert NAMES[name] in rows[-1]
+
+
+def test_names_survive_markdown_as_headers(named):
+    lines = (named / "table_2.md").read_text().splitlines()
+    assert unescaped(lines[2])[-1] == NAMES["task"]
+
+
+def test_names_survive_latex(named):
+    assert r"my\_\$pend\$|a\_\&\_50\%-v0" in (named / "table_2.tex").read_text()
+    assert r"a\_b\_\$c\$|d\%\&e" in (named / "table_3.tex").read_text()
+
+
+def test_names_survive_in_figures(named):
+    text = re.findall("<!-- (.*?) -->", (named / "figure_3.svg").read_text())
+    assert NAMES["task"].replace("&", "&amp;") in text
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     done = command(tmp_path / "gone", cwd=tmp_path)
     error = f"plot_curves.py: error: {tmp_path / 'gone'} is no folder; give the one that holds the runs, such as runs/"
-    assert done.returncode and done.stderr.strip() == error and not done.stdout and not any(tmp_path.iterdir())
+    assert done.returncode == 1
+    assert done.stderr.strip() == error
+    assert not done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(pc.InputError, match="no runs in"):
         pc.load_runs(tmp_path)
-    one, two = (write_run(tmp_path / name, "td3", "dog-run", 1, {0: 1.0}) for name in "ab")
+
+
+def test_two_runs_of_one_seed_are_refused(tmp_path):
+    one, two = [write_run(tmp_path / name, "td3", "dog-run", 1, {0: 1.0}) for name in ["a", "b"]]
     with pytest.raises(pc.InputError, match=f"2 runs claim td3 default dog-run 1: {one}, {two}; remove all but one"):
         pc.load_runs(tmp_path)
-    for line, words in (("", "DIR"), (". --format gif", "'gif'"), (". --metric train --reference x", "--metric eval")):
-        monkeypatch.setattr(sys, "argv", ["plot_curves.py", *line.split()])
-        with pytest.raises(SystemExit, match="2"):
-            pc.main()
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert words in last and last.startswith("plot_curves.py: error: ")
 
 
-def test_the_published_tables_are_those_of_the_published_evaluations(published):
-    """The tables in results/, or of the test's own runs until there are any, computed here by other means."""
-    folder = ROOT / "results" if (ROOT / "results" / "runs.json").exists() else published
-    episodes = pd.read_csv(folder / "evaluations.csv").set_index(["algorithm", "variant", "task", "step"]).sort_index()
-    rows = pd.read_csv(folder / "table_is_it_ntd.csv").query("measure in ('return', 'hours')")
-    assert set(rows["measure"]) == {"return", "hours"}
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "DIR"),
+        ([".", "--format", "gif"], "'gif'"),
+        ([".", "--metric", "train", "--reference", "x"], "--metric eval"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(sys, "argv", ["plot_curves.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        pc.main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("plot_curves.py: error: ")
+    assert words in last
+
+
+# ---------------------------------------------------------------- results/, computed here by other means
+RESULTS = ROOT / "results"
+
+
+def test_the_published_comparison_is_that_of_the_published_evaluations():
+    episodes = pd.read_csv(RESULTS / "evaluations.csv").set_index(["algorithm", "variant", "task", "step"]).sort_index()
+    rows = pd.read_csv(RESULTS / "table_is_it_ntd.csv").query("measure == 'Return'")
+    assert len(rows) > 3
     for row in rows.itertuples():
         algorithm = row.base if row.arm == "Baseline" else f"ams_{row.base}"
         at_end = episodes.loc[(algorithm, pc.ARMS[row.arm], row.task, row.step)].groupby("seed")
-        means = at_end["return"].mean() if row.measure == "return" else at_end["wall_seconds"].mean() / 3600
-        assert row.value == pytest.approx(statistics.mean(means)) and row.seeds == len(means)
-    results = json.loads((folder / "runs.json").read_text())
-    for row in pd.read_csv(folder / "table_2.csv").dropna(subset="ours").itertuples():
-        own = [r for r in results if [r[key] for key in pc.CELL] == [getattr(row, key) for key in pc.CELL]]
-        finals = [r["final_evaluation"]["mean"] for r in own if r.get("global_step") == row.at]
-        assert row.ours == pytest.approx(statistics.mean(finals)) and row.n == len(finals)
-        shown = f"{row.ours:.0f}" + ("" if len(finals) < 2 else f" ± {statistics.stdev(finals):.0f}")
-        assert f"| {shown} ({row.n:.0f}" in re.sub(" +", " ", (folder / "table_2.md").read_text())
+        assert row.value == pytest.approx(at_end["return"].mean().mean())
+        assert row.seeds == len(at_end)
+
+
+def test_the_published_table_2_is_that_of_the_published_runs():
+    runs = json.loads((RESULTS / "runs.json").read_text())
+    table = re.sub(" +", " ", (RESULTS / "table_2.md").read_text())
+    for row in pd.read_csv(RESULTS / "table_2.csv").dropna(subset="ours").itertuples():
+        cell = [row.algorithm, row.variant, row.task]
+        own = [run for run in runs if [run[key] for key in pc.CELL] == cell and run.get("global_step") == row.at]
+        finals = [run["final_evaluation"]["mean"] for run in own]
+        assert row.ours == pytest.approx(statistics.mean(finals))
+        assert row.n == len(finals)
+        deviation = f" ± {statistics.stdev(finals):.0f}" if len(finals) > 1 else ""
+        assert f"| {row.ours:.0f}{deviation} ({row.n:.0f}" in table
