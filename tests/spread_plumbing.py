@@ -17,4 +17,5 @@ if __name__ == "__main__":
     root = Path(__file__).resolve().parent.parent
     _, plumbing = split(root / sys.argv[1])
     for script in SCRIPTS:
-        (root / script).write_text(split(root / script)[0] + plumbing)
+        algorithm, _ = split(root / script)
+        (root / script).write_text(algorithm + plumbing)
