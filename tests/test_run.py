@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -594,10 +596,99 @@ os.fsync = fsync
 """
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "evaluations.csv", "td3.pt", "result.json"])
-def test_a_full_disk_ends_the_run_and_resume_goes_on(name):
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))"
+
+
+@pytest.fixture
+def begun():
+    """A run up to the step 20 with its checkpoint; returns the checkpoint's size."""
     run("td3", "--total-timesteps 20 --keep-checkpoint --learning-starts 15")
-    before = contents(RUN)
-    words = "--resume --learning-starts 15 --log-frequency 1"
-    fails("td3", words, f"{name} can't be written, what was there before is kept", status=1, before=FULL.replace("NAME", name))
+    return (RUN / "checkpoint.pt").stat().st_size
+
+
+def check_what_a_full_disk_leaves(line: str, words: str, before: str):
+    """The run goes on from the checkpoint before, with nothing twice in its curves and nothing missing."""
+    fails("td3", f"--resume --learning-starts 15 {words}", line, status=1, before=before)
     assert not [*RUN.glob(".*.new")]
+    assert checkpoint(RUN)["global_step"] == 20
+    run("td3", "--resume --learning-starts 15")
+    assert [row[0] for row in evaluations(RUN)] == sorted([0, 20, 30, 60, 65] * 3)
+    assert [step for step, _ in scalars(RUN)["charts/SPS"]] == [10, 20, 30, 40, 50, 60, 65]
+    assert [step for step, _ in scalars(RUN)["eval/episodic_return"]] == [0, 20, 30, 60, 65]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "evaluations.csv", "td3.pt", "result.json"])
+def test_a_full_disk_ends_the_run_and_resume_goes_on(name, begun):
+    frequency = "--checkpoint-frequency 30" if name == "checkpoint.pt" else "--checkpoint-frequency 1000"
+    line = f"{name} can't be written, what was there before is kept"
+    check_what_a_full_disk_leaves(line, frequency, FULL.replace("NAME", name))
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run(begun):
+    """Checkpoints grow with the replay buffer: this is the disk's own error in the middle of one."""
+    check_what_a_full_disk_leaves("checkpoint.pt can't be written", "", LIMITED.replace("SIZE", str(begun)))
+
+
+def test_a_log_that_does_not_fit_ends_the_run(begun):
+    """TensorBoard's, which a thread of its own writes; the next log has what is missing in this."""
+    words = "--log-frequency 1 --checkpoint-frequency 1000"
+    check_what_a_full_disk_leaves("can't be written", words, LIMITED.replace("SIZE", "8192"))
+
+
+def test_output_to_a_full_disk_stops_nothing():
+    run("td3", before="import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
+    check_whole("td3")
+
+
+@pytest.mark.parametrize("env_id", ["envs:Ends-v0", "disturbing_envs:Chatty-v0"])
+def test_output_that_nobody_reads_stops_nothing(env_id):
+    """As `| head -1`, with an environment that prints, too."""
+    closed = "import os; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)"
+    run("td3", f"--env-id {env_id}", before=closed)
+    check_whole("td3")
+
+
+# ------------------------------------------------------------------------------------------- what is not finite, videos
+
+
+@pytest.mark.parametrize(("log_frequency", "what"), [(1, "s/"), (1000, "the network's ")])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("td3", "--learning-starts 15 --learning-rate 1e18"),
+        ("sac", "--learning-starts 15 --q-lr 1e18"),
+        ("ppo", "--num-steps 20 --learning-rate 1e18"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_reaches_no_checkpoint(script, words, log_frequency, what):
+    """An absurd step size, noticed in what is logged, or else before it is saved: the checkpoint of the step before
+    learning stays."""
+    frequency = f"--checkpoint-frequency 15 --log-frequency {log_frequency}"
+    fails(script, f"{words} {frequency}", "step ", what, "not finite; the checkpoint is left as it was", status=1)
+    saved = checkpoint(RUN)
+    assert saved["global_step"] == 15
+    assert all(value.isfinite().all() for value in saved["agent"].values())
+    assert not (RUN / "result.json").exists()
+
+
+def test_a_video_of_the_first_episode():
+    """30 frames a second if the task does not say."""
+    run("td3", "--total-timesteps 1 --eval-episodes 1 --env-id envs:Drawn-v0")
+    length = int(evaluations(RUN)[-1][5])
+    run("td3", "--env-id envs:Drawn-v0 --eval-episodes 1 --capture-video --evaluate run")
+    (video,) = RUN.glob("*.mp4")
+    frames = np.stack([*imageio.imiter(video, plugin="FFMPEG")])
+    assert frames.shape == (length + 1, 64, 96, 3)
+    assert np.abs(frames[0].astype(float) - frames[-1]).mean() > 0.1, "it moves"
+    assert imageio.immeta(video, plugin="FFMPEG")["fps"] == 30
+
+
+def test_a_task_that_cannot_draw():
+    run("td3", "--total-timesteps 1 --env-id envs:Walk-v0")
+    words = "--env-id envs:Walk-v0 --capture-video --evaluate run"
+    fails("td3", words, "no video", status=1)
+
+
+def test_a_users_own_choice_of_opengl():
+    run("td3", "--total-timesteps 1 --env-id envs:Drawn-v0", MUJOCO_GL="osmesa")
+    assert Path("MUJOCO_GL").read_text() == "osmesa"
