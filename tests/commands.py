@@ -2,7 +2,6 @@
 environment, signals and exit status. All that differs from `python td3.py ...` is that the libraries are not imported
 again and again, which takes seconds: a server that has them forks these processes."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -22,16 +21,22 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("run")  # where a small run is written, in the test's own folder
 LIMIT = 240  # seconds; nothing here takes a tenth of it on an idle machine
 OFF_POLICY = "--learning-starts 20 --batch-size 8 --buffer-size 1000"
-SCRIPTS = dict.fromkeys(("ams_td3", "ams_sac", "td3", "sac"), OFF_POLICY)
-SCRIPTS["ppo"] = "--num-steps 16 --num-minibatches 2 --update-epochs 2"
+SCRIPTS = {
+    "ams_td3": OFF_POLICY,
+    "ams_sac": OFF_POLICY,
+    "td3": OFF_POLICY,
+    "sac": OFF_POLICY,
+    "ppo": "--num-steps 16 --num-minibatches 2 --update-epochs 2",
+}
 SMALL = """--device cpu --num-envs 2 --eval-episodes 3 --total-timesteps 65 --log-frequency 10 --eval-frequency 30
 --checkpoint-frequency 20"""
+CSV_HEADER = "step,frames,updates,wall_seconds,episode,return,length"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch.utils.tensorboard", "tensordict.nn", "gymnasium.vector", "tyro", "commands"])
 running = []
 
 
-def become(script: str, words: list[str], cwd: str, outputs: list[str], environ: dict, before: str) -> None:
+def become(script: str, words: list[str], cwd: str, outputs: list[str], environ: dict, before: str):
     """Turns this process into a script's; `before` is code that makes its world another one, such as a full disk."""
     multiprocessing.process._parent_process = None  # a shell's child has none
     multiprocessing.set_start_method("fork", force=True)  # Python's own choice on Linux
@@ -39,7 +44,9 @@ def become(script: str, words: list[str], cwd: str, outputs: list[str], environ:
     os.chdir(cwd)
     for number, output in enumerate(outputs, 1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), number)
-    os.environ.update({"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "tests")} | environ)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["PYTHONPATH"] = str(ROOT / "tests")
+    os.environ.update(environ)
     sys.path[:0] = [str(ROOT), *os.environ["PYTHONPATH"].split(":")]
     sys.argv = [f"{script}.py", *words]
     exec(before, {})
@@ -47,23 +54,29 @@ def become(script: str, words: list[str], cwd: str, outputs: list[str], environ:
 
 
 class Command:
-    """A script that runs, in a process group of its own."""
+    """A script that runs, in a session of its own."""
 
-    def __init__(self, script: str, *words, cwd: Path | str = ".", stdout: str = "", before: str = "", **environ: str):
-        words = [word for part in words for word in (shlex.split(part) if isinstance(part, str) else [str(part)])]
+    def __init__(self, script: str, *words, cwd: Path | str = ".", before: str = "", **environ: str):
         self.folder = tempfile.TemporaryDirectory()
-        self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
-        self.out.touch(), self.err.touch()
-        outputs = [stdout or str(self.out), str(self.err)]
-        args = script, words, os.path.abspath(cwd), outputs, environ, before
+        self.out = Path(self.folder.name, "out")
+        self.err = Path(self.folder.name, "err")
+        self.out.touch()
+        self.err.touch()
+        words = shlex.split(" ".join(map(str, words)))
+        outputs = [str(self.out), str(self.err)]
+        args = (script, words, os.path.abspath(cwd), outputs, environ, before)
         self.process = SERVER.Process(target=become, args=args)
         self.process.start()
         self.pid = self.process.pid
         running.append(self)
 
-    def wait_for(self, text: str) -> None:
-        wait_for(lambda: text in self.out.read_text() or not self.process.is_alive())
-        assert text in self.out.read_text(), self.out.read_text() + self.err.read_text()
+    def wait_for(self, text: str):
+        def is_over():
+            return text in self.out.read_text() or not self.process.is_alive()
+
+        wait_for(is_over)
+        if text not in self.out.read_text():
+            raise AssertionError(self.out.read_text() + self.err.read_text())
 
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
@@ -74,20 +87,29 @@ class Command:
         wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
         return self.workers()
 
+    def left(self) -> list[psutil.Process]:
+        """The processes of its session, itself too, that have not ended."""
+        return [process for process in psutil.process_iter() if is_alive(process, self.pid)]
+
     def end(self, status: int = 0, traceback: bool = False) -> "Command":
-        """Waits for the end and checks the exit status, and that there is a traceback only where one is right."""
+        """Waits for the end: with this exit status, a traceback only where one is right, and no process left."""
         self.process.join(LIMIT)
-        self.stdout, self.stderr = self.out.read_text(), self.err.read_text()
-        assert self.process.exitcode == status, (self.process.exitcode, self.stdout, self.stderr)
-        assert ("Traceback" in self.stdout + self.stderr) == traceback, self.stderr
+        self.stdout = self.out.read_text()
+        self.stderr = self.err.read_text()
+        if self.process.exitcode != status:
+            raise AssertionError(f"{self.process.exitcode}, not {status}\n{self.stdout}{self.stderr}")
+        if ("Traceback" in self.stdout + self.stderr) != traceback:
+            raise AssertionError(self.stderr)
+        wait_for(lambda: not self.left())
         return self
 
 
-def kill_all() -> None:
+def kill_all():
     """Ends what a failed test has left running."""
     for command in running:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(command.pid, signal.SIGKILL) if command.process.is_alive() else None
+        command.process.kill()
+        for process in command.left():
+            process.kill()
         command.process.join()
         command.folder.cleanup()
     running.clear()
@@ -109,40 +131,51 @@ def run(script: str, *words, status: int = 0, traceback: bool = False, **options
 
 def fails(script: str, words: str, *parts: str, status: int = 2, **options) -> str:
     """A small run that ends with one line on stderr, which holds `parts`; returns this line."""
-    (line,) = run(script, words, status=status, **options).stderr.splitlines()
-    assert line.startswith(f"{script}.py: error: ") and all(part in line for part in parts), line
+    line = run(script, words, status=status, **options).stderr
+    for part in (f"{script}.py: error: ", *parts):
+        if part not in line or line.count("\n") != 1:
+            raise AssertionError(line)
     return line
 
 
-def wait_for(condition) -> None:
+def wait_for(condition):
     end = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        if time.monotonic() > end:
+            raise AssertionError("waited in vain")
         time.sleep(0.005)
 
 
-def wait_for_end(processes: list[psutil.Process]) -> None:
-    """Waits until they have ended; an orphan that nobody collects stays as a zombie."""
+def is_alive(process: psutil.Process, session: int | None = None) -> bool:
+    """Whether it has not ended, and is of this session; an orphan that nobody collects stays as a zombie."""
+    try:
+        if session and os.getsid(process.pid) != session:
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
 
-    def gone(process):
-        try:
-            return process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
 
-    wait_for(lambda: all(gone(process) for process in processes))
+def wait_for_end(processes: list[psutil.Process]):
+    wait_for(lambda: not any(is_alive(process) for process in processes))
+
+
+def no_constant(word: str):
+    raise ValueError(f"{word} is no JSON")
 
 
 def read_json(path: Path) -> dict:
     """JSON in the strict sense, which has no NaN."""
-    return json.loads(path.read_text(), parse_constant=lambda word: 1 / 0)
+    return json.loads(path.read_text(), parse_constant=no_constant)
 
 
 def evaluations(run_dir: Path) -> list[list[float]]:
     """The rows of evaluations.csv without the wall clock: step, frames, updates, episode, return, length."""
     header, *rows = (run_dir / "evaluations.csv").read_text().splitlines()
-    assert header == "step,frames,updates,wall_seconds,episode,return,length"
-    return [[float(field) for i, field in enumerate(row.split(",")) if i != 3] for row in rows]
+    if header != CSV_HEADER:
+        raise AssertionError(header)
+    fields = [[float(field) for field in row.split(",")] for row in rows]
+    return [row[:3] + row[4:] for row in fields]
 
 
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,79 +1,129 @@
 """Training as a user sees it: what a run writes, that it repeats, and that nothing is lost when it is interrupted,
-killed, starved of disk or fed numbers that are none."""
+starved of disk or fed numbers that are none."""
 
 import functools
 import importlib
 import os
 import shutil
-import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import commands
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from commands import RUN, SCRIPTS, checkpoint, contents, evaluations, fails, read_json, run, scalars, start
+from commands import ROOT, RUN, SCRIPTS, Command, checkpoint, contents, evaluations, fails, read_json, run, scalars
 from envs import KINDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-OFF_POLICY = [script for script in SCRIPTS if script != "ppo"]
+WITH_BUFFER = ["ams_td3", "ams_sac", "td3", "sac"]
 EVALUATION = {"eval/episodic_return", "eval/episodic_return_std"}
 EPISODE = {"charts/episodic_return", "charts/episodic_length"}
 COUNTERS = {"charts/SPS", "charts/frames", "charts/updates"}
 PATHWAY = {"diagnostics/saturated_actions", "diagnostics/action_gradient"}
 NEIGHBORHOOD = {"diagnostics/target_shift", "diagnostics/target_noise"}
-UPDATE = """losses/qf1_values losses/qf2_values losses/qf1_loss losses/qf2_loss losses/qf_loss losses/actor_loss
-    diagnostics/critic_grad_norm diagnostics/td_target_variance"""
-UPDATES = {
-    "td3": UPDATE,
-    "sac": UPDATE + " losses/alpha losses/alpha_loss",
-    "ppo": """losses/value_loss losses/policy_loss losses/entropy losses/old_approx_kl losses/approx_kl losses/clipfrac
-    losses/explained_variance charts/learning_rate""",
+UPDATE = {
+    "losses/qf1_values",
+    "losses/qf2_values",
+    "losses/qf1_loss",
+    "losses/qf2_loss",
+    "losses/qf_loss",
+    "losses/actor_loss",
+    "diagnostics/critic_grad_norm",
+    "diagnostics/td_target_variance",
 }
+ENTROPY = {"losses/alpha", "losses/alpha_loss"}
+PPO = {
+    "losses/value_loss",
+    "losses/policy_loss",
+    "losses/entropy",
+    "losses/old_approx_kl",
+    "losses/approx_kl",
+    "losses/clipfrac",
+    "losses/explained_variance",
+    "charts/learning_rate",
+}
+UPDATES = {"td3": UPDATE, "ams_td3": UPDATE, "sac": UPDATE | ENTROPY, "ams_sac": UPDATE | ENTROPY, "ppo": PPO}
+DIAGNOSTICS = {
+    "td3": PATHWAY,
+    "sac": PATHWAY,
+    "ams_td3": PATHWAY | NEIGHBORHOOD,
+    "ams_sac": PATHWAY | NEIGHBORHOOD,
+    "ppo": set(),
+}
+
+
+# ------------------------------------------------------------------------------------------------ what a run writes
 
 
 def count_updates(script: str, step: int, per_step: int = 1) -> int:
     """Of the small budgets: 20 steps of warm-up; PPO's rollouts have 16 steps, and 2 times 2 minibatches."""
-    return 4 * (step // 16) if script == "ppo" else per_step * max(0, step - 20)
+    if script == "ppo":
+        return 4 * (step // 16)
+    return per_step * max(0, step - 20)
 
 
-def check_whole(run_dir, script: str, total: int = 65, num_envs: int = 2, per_step: int = 1, was: int = 0) -> None:
+def updated_readings(script: str, total: int, logged: list[int]) -> list[int]:
+    """The readings that have losses; PPO's are the first after a rollout, and after what is left at the end."""
+    if script != "ppo":
+        return [step for step in logged if step > 20]
+    rollouts = [*range(16, total + 1, 16), total]
+    return sorted({min(step for step in logged if step >= end) for end in rollouts})
+
+
+def check_whole(script, total=65, num_envs=2, per_step=1, was=0, run_dir=RUN):
     """A run's files as one uninterrupted run leaves them (one that was complete at step `was` before): nothing is
     missing, nothing there twice."""
-    result, rows, logs = read_json(run_dir / "result.json"), evaluations(run_dir), scalars(run_dir)
-    assert [result[name] for name in ("algorithm", "global_step", "frames")] == [script, total, total * num_envs]
-    assert result["updates"] == count_updates(script, total, per_step)
     evaluated = sorted({*range(0, total, 30), total, was})
     logged = sorted({*range(10, total + 1, 10), total, was} - {0})
+    updates = {step: count_updates(script, step, per_step) for step in {*evaluated, *logged}}
+    check_result(script, run_dir, [script, total, total * num_envs, updates[total]])
+    rows = evaluations(run_dir)
     assert [row[:4] for row in rows] == [
-        [step, step * num_envs, count_updates(script, step, per_step), i] for step in evaluated for i in range(3)
+        [step, step * num_envs, updates[step], episode] for step in evaluated for episode in range(3)
     ]
-    last = [row[4] for row in rows[-3:]]
-    mean, std = np.mean(last), np.std(last)
-    assert result["final_evaluation"] == {"mean": pytest.approx(mean), "std": pytest.approx(std), "returns": last}
-
-    own = {*UPDATES[script.removeprefix("ams_")].split()}
-    pathway = set() if script == "ppo" else PATHWAY | (NEIGHBORHOOD if script.startswith("ams") else set())
-    assert {*logs} == EVALUATION | EPISODE | COUNTERS | own | pathway
-    steps = {tag: [step for step, _ in points] for tag, points in logs.items()}
-    assert all(steps[tag] == evaluated for tag in EVALUATION) and all(steps[tag] == logged for tag in COUNTERS)
-    updated = [step for step in logged if step > 20]
-    if script == "ppo":  # at its first reading after a rollout, and after what is left at the end
-        updated = sorted({min(step for step in logged if step >= end) for end in [*range(16, total + 1, 16), total]})
-    assert all(steps[tag] == updated for tag in own)
-    assert all(steps[tag] == [step for step in updated if step % 10 == 0] for tag in pathway)
-    assert all(steps[tag] == sorted({*steps[tag]}) and steps[tag][-1] > total - 20 for tag in EPISODE)
-    assert all(np.isfinite(value) for points in logs.values() for _, value in points)
-    assert dict(logs["charts/frames"]) == {step: step * num_envs for step in logged}
-    assert dict(logs["charts/updates"]) == {step: count_updates(script, step, per_step) for step in logged}
-    for step, value in logs["eval/episodic_return"]:
+    curves = scalars(run_dir)
+    check_steps(script, curves, total, evaluated, logged)
+    assert dict(curves["charts/frames"]) == {step: step * num_envs for step in logged}
+    assert dict(curves["charts/updates"]) == {step: updates[step] for step in logged}
+    for step, value in curves["eval/episodic_return"]:
         assert value == pytest.approx(np.mean([row[4] for row in rows if row[0] == step]), rel=1e-5)
+
+
+def check_result(script, run_dir, expected):
+    result = read_json(run_dir / "result.json")
+    last = [row[4] for row in evaluations(run_dir)[-3:]]
+    assert [result[name] for name in ("algorithm", "global_step", "frames", "updates")] == expected
+    assert result["final_evaluation"]["returns"] == last
+    assert result["final_evaluation"]["mean"] == pytest.approx(np.mean(last))
+    assert result["final_evaluation"]["std"] == pytest.approx(np.std(last))
+
+
+def check_steps(script, curves, total, evaluated, logged):
+    """Each curve has a finite point at each step where it must have one."""
+    updated = updated_readings(script, total, logged)
+    expected = dict.fromkeys(EVALUATION, evaluated)
+    expected |= dict.fromkeys(COUNTERS, logged)
+    expected |= dict.fromkeys(UPDATES[script], updated)
+    expected |= dict.fromkeys(DIAGNOSTICS[script], [step for step in updated if step % 10 == 0])
+    assert curves.keys() == expected.keys() | EPISODE
+    for tag, points in curves.items():
+        steps = [step for step, _ in points]
+        assert np.isfinite([value for _, value in points]).all()
+        if tag in EPISODE:
+            assert steps == sorted(set(steps))
+            assert steps[-1] > total - 20
+        else:
+            assert steps == expected[tag], tag
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """trained(script): the folder of a complete run that has kept its checkpoint, made once, and not to be changed."""
+    """trained(script): a complete run that has kept its checkpoint, made once: its folder, not to be changed, and its
+    command."""
 
     @functools.cache
     def make(script):
@@ -85,109 +135,259 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copied(trained, own_folder):
-    """copied(script) makes RUN what `trained` has, or what it was before it was complete."""
+    """copied(script) makes RUN what `trained` has."""
 
-    def copy(script, complete=True):
-        shutil.copytree(trained(script)[0], RUN, dirs_exist_ok=True)
-        complete or (RUN / "result.json").unlink()
+    def copy(script):
+        shutil.copytree(trained(script)[0], RUN)
+
+    return copy
+
+
+@pytest.fixture
+def incomplete(copied):
+    """incomplete(script) makes RUN what `trained` was before it was complete."""
+
+    def copy(script):
+        copied(script)
+        (RUN / "result.json").unlink()
+        (RUN / f"{script}.pt").unlink()
 
     return copy
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_is_complete(script, trained):
-    run_dir, command = trained(script)
-    check_whole(run_dir, script)
+def test_curves_and_result_are_whole(script, trained):
+    run_dir, _ = trained(script)
+    check_whole(script, run_dir=run_dir)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_these_files_are_left(script, trained):
+    run_dir, _ = trained(script)
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith("events.out.tfevents.")}
     assert names == {".lock", "args.json", "checkpoint.pt", f"{script}.pt", "evaluations.csv", "result.json"}
-    assert not command.stderr and "nan" not in command.stdout
-    for line in ("run: from step 0, on cpu", "step 65: return", "step 65: evaluation", "complete: run, evaluation"):
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_printed(script, trained):
+    run_dir, command = trained(script)
+    assert not command.stderr
+    assert "nan" not in command.stdout
+    for line in (
+        f"{script} trains envs:Ends-v0 from step 0 to 65\n",
+        f", in {run_dir}\n",
+        "step 65: return ",
+        "step 65: evaluation ",
+        f"over 3 episodes; all is in {run_dir}\n",
+        f"python {script}.py --evaluate {run_dir} --capture-video\n",
+    ):
         assert line in command.stdout
-    args, result = read_json(run_dir / "args.json"), read_json(run_dir / "result.json")
-    assert args == {"algorithm": script, **result["args"]} and args["eval_episodes"] == 3
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_arguments_and_versions_are_kept(script, trained):
+    run_dir, _ = trained(script)
+    args = read_json(run_dir / "args.json")
+    result = read_json(run_dir / "result.json")
+    assert args == {"algorithm": script, **result["args"]}
+    assert args["eval_episodes"] == 3
     assert [result[name] for name in ("exp_name", "env_id", "seed")] == [script, "envs:Ends-v0", 1]
-    assert {"python", "torch", "numpy", "gymnasium", "mujoco", "dm_control"} <= {*result["versions"]}
-    assert result["wall_seconds"] > 0 and result["sps"] > 0 and result["device"].startswith("cpu")
+    assert {"torch", "numpy", "gymnasium", "mujoco", "dm_control"} <= result["versions"].keys()
+    assert result["python"] == sys.version.split()[0]
+    assert result["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tensorboard_shows_the_arguments(script, trained):
+    run_dir, _ = trained(script)
     events = EventAccumulator(str(run_dir)).Reload()
     (text,) = events.Tensors("hyperparameters/text_summary")
     table = text.tensor_proto.string_val[0].decode()
-    assert all(f"|{name}|{value}|" in table for name, value in result["args"].items())
-    # Warm-up and the delayed update of the actor are behind it: everything has moved since it was initialised.
+    for name, value in read_json(run_dir / "result.json")["args"].items():
+        assert f"|{name}|{value}|" in table
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_network_has_learned(script, trained):
+    """Warm-up and the delayed update of the actor are behind it: all has moved since it was initialised."""
+    run_dir, _ = trained(script)
     module = importlib.import_module(script)
     torch.manual_seed(1)
     before = module.Agent(3, 2, module.Args()).state_dict()
     after = checkpoint(run_dir, f"{script}.pt")["agent"]
-    assert after.keys() == before.keys() and all(torch.isfinite(tensor).all() for tensor in after.values())
-    assert not [name for name in after if torch.equal(after[name], before[name])]
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        assert value.isfinite().all()
+        assert not torch.equal(value, before[name]), name
+
+
+def test_durations_are_those_of_a_clock_that_nobody_sets():
+    """Here each look at the time of day finds it an hour earlier."""
+    run("td3", before="import itertools, time; time.time = map(float, itertools.count(2e9, -3600)).__next__")
+    result = read_json(RUN / "result.json")
+    rows = np.loadtxt(RUN / "evaluations.csv", delimiter=",", skiprows=1)
+    assert rows[0, 3] < rows[-1, 3] < result["wall_seconds"]
+    assert result["sps"] == pytest.approx(65 / result["wall_seconds"])
+    assert all(sps > 0 for _, sps in scalars(RUN)["charts/SPS"])
+
+
+# ------------------------------------------------------------------------------------------- it repeats, and it plays
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_repeats_and_is_played_again(script, trained):
-    """Whatever is logged and saved meanwhile; without --keep-checkpoint only the networks are left."""
+def test_a_run_repeats_whatever_is_logged_and_saved(script, trained):
+    """Without --keep-checkpoint only the networks are left."""
     run_dir, _ = trained(script)
     run(script, "--log-frequency 7 --checkpoint-frequency 13")
     assert evaluations(RUN) == evaluations(run_dir)
+    first = checkpoint(run_dir, f"{script}.pt")["agent"]
+    for name, value in checkpoint(RUN, f"{script}.pt")["agent"].items():
+        assert torch.equal(value, first[name])
     assert not (RUN / "checkpoint.pt").exists()
-    first, again = (checkpoint(folder, f"{script}.pt")["agent"] for folder in (run_dir, RUN))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    before = contents(RUN)
-    played = run(script, "--evaluate run").stdout
-    episodes = ", ".join(f"{row[4]:.2f} ({row[5]:.0f} steps)" for row in evaluations(run_dir)[-3:])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluate_plays_the_last_evaluation(script, trained):
+    run_dir, _ = trained(script)
+    before = contents(run_dir)
+    played = run(script, f"--evaluate {run_dir}").stdout
     final = read_json(run_dir / "result.json")["final_evaluation"]
-    assert f"mean {final['mean']:.2f}, std {final['std']:.2f} over 3 episodes: {episodes}\n" in played
-    assert contents(RUN) == before
-    (RUN / f"{script}.pt").unlink()
-    shutil.copy(run_dir / "checkpoint.pt", RUN)  # of a run that is not complete, the checkpoint is played
-    assert played.split("mean")[1] == run(script, "--evaluate run").stdout.split("mean")[1]
+    episodes = [f"return {row[4]:.2f}, {row[5]:.0f} steps\n" for row in evaluations(run_dir)[-3:]]
+    summary = f"{script}_step65: mean {final['mean']:.2f}, std {final['std']:.2f} over 3 episodes\n"
+    assert played == "".join(episodes) + summary
+    assert contents(run_dir) == before
 
 
-SWITCHES = [
-    ("ams_td3", "--sampling antithetic --num-neighbors 6 --action-projection normalize --updates-per-step 2", 2, 2),
-    ("ams_td3", "--sampling gaussian --num-neighbors 1 --policy-frequency 3 --num-envs 3 --track", 3, 1),
-    ("sac", "--no-autotune --alpha 0 --torch-deterministic --updates-per-step 3 --buffer-size 50 --batch-size 1", 2, 3),
-]
-WANDB = "import json\ndef init(**options): json.dump(options, open('wandb.json', 'w'))"  # in the place of the package
+@pytest.mark.parametrize("script", ["ams_td3", "ppo"])
+def test_evaluate_plays_the_checkpoint_of_a_run_that_is_not_complete(script, trained, incomplete):
+    incomplete(script)
+    played = run(script, "--evaluate run").stdout
+    final = read_json(trained(script)[0] / "result.json")["final_evaluation"]
+    assert f"checkpoint_step65: mean {final['mean']:.2f}, std {final['std']:.2f} over 3 episodes\n" in played
 
 
-@pytest.mark.parametrize(("script", "switches", "num_envs", "per_step"), SWITCHES)
-def test_switches(script, switches, num_envs, per_step):
-    Path("wandb.py").write_text(WANDB)
-    run(script, switches, "--keep-checkpoint", PYTHONPATH=f"{Path.cwd()}:{os.path.dirname(__file__)}")
-    if script == "ams_td3":
-        check_whole(RUN, script, num_envs=num_envs, per_step=per_step)
-    assert read_json(RUN / "result.json")["updates"] == 45 * per_step
-    if "--track" in switches:
-        assert {"sync_tensorboard": True, "resume": "allow"}.items() <= read_json(Path("wandb.json")).items()
-    if "--buffer-size" in switches:  # the last 25 steps, oldest first from `position` on
-        saved = checkpoint(RUN)["rb"]
-        rows = saved["rows"].roll(-saved["position"], dims=0)
-        goes_on = (rows[:-2, 3:6] == rows[2:, :3]).all(dim=1)
-        assert len(rows) == 50 and torch.equal(goes_on, rows[2:, 1] > 0) and goes_on.sum() > 20
+@pytest.mark.parametrize("changed", ["--seed 2", "--num-envs 1"])
+def test_evaluate_takes_other_seeds_and_environments(changed, trained):
+    """The seeds of a round of episodes begin anew with it, so fewer environments play others."""
+    run_dir, _ = trained("td3")
+    command = run("td3", f"--evaluate {run_dir} {changed}")
+    final = read_json(run_dir / "result.json")["final_evaluation"]
+    assert f"mean {final['mean']:.2f}" not in command.stdout
 
 
-@pytest.mark.parametrize("script", OFF_POLICY)
-def test_stored_transitions_are_those_of_the_environments(script, trained):
-    """At every kind of end, also of episodes of one step; and none crosses the evaluations of steps 30 and 60. The
-    environment changes its array in place."""
-    rows = checkpoint(trained(script)[0])["rb"]["rows"]
+def test_evaluate_needs_no_other_argument(trained):
+    run_dir, _ = trained("td3")
+    alone = Command("td3", "--evaluate", run_dir).end()
+    assert alone.stdout == run("td3", f"--evaluate {run_dir}").stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "was"),
+    [("--gamma 0.9", "--gamma 0.99"), ("--env-id envs:Walk-v0", "--env-id envs:Ends-v0"), ("--tau 1", "--tau 0.005")],
+)
+def test_evaluate_refuses_what_contradicts_the_run(given, was, trained):
+    run_dir, _ = trained("td3")
+    fails("td3", f"--evaluate {run_dir} {given}", f"was trained with {was}, not {given.split()[1]}")
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("switches", "num_envs", "per_step"),
+    [
+        ("--sampling antithetic --num-neighbors 6 --action-projection normalize --updates-per-step 2", 2, 2),
+        ("--sampling gaussian --num-neighbors 1 --policy-frequency 3 --num-envs 3", 3, 1),
+    ],
+)
+def test_switches(switches, num_envs, per_step):
+    run("ams_td3", switches)
+    check_whole("ams_td3", num_envs=num_envs, per_step=per_step)
+
+
+def test_a_full_buffer_has_the_last_steps():
+    """The last 25, oldest first from `position` on."""
+    switches = "--no-autotune --alpha 0 --torch-deterministic --updates-per-step 3"
+    run("sac", switches, "--buffer-size 50 --batch-size 1 --keep-checkpoint")
+    rb = checkpoint(RUN)["rb"]
+    rows = rb["rows"].roll(-rb["position"], dims=0)
+    goes_on = (rows[:-2, 3:6] == rows[2:, :3]).all(dim=1)
+    assert len(rows) == 50
+    assert torch.equal(goes_on, rows[2:, 1] > 0)
+    assert goes_on.sum() > 20
+    assert read_json(RUN / "result.json")["updates"] == 135
+
+
+def test_track_sends_to_wandb():
+    """A small module stands for the package."""
+    Path("wandb.py").write_text("import json\ndef init(**options): json.dump(options, open('wandb.json', 'w'))")
+    run("td3", "--track", PYTHONPATH=f"{Path.cwd()}:{ROOT / 'tests'}")
+    options = read_json(Path("wandb.json"))
+    assert options["sync_tensorboard"] is True
+    assert options["resume"] == "allow"
+
+
+def test_a_warning_where_nothing_is_learned():
+    command = run("td3", "--total-timesteps 1")
+    assert "warning: nothing is learned in 1 steps: --learning-starts is 20" in command.stdout
+
+
+# --------------------------------------------------------------------------------------------------------- what is stored
+
+
+@pytest.fixture(params=WITH_BUFFER)
+def stored(request, trained):
+    """The replay buffer of `trained`, by column, and its scalars."""
+    run_dir, _ = trained(request.param)
+    rows = checkpoint(run_dir)["rb"]["rows"]
     assert rows.shape == (130, 3 + 3 + 2 + 2)
     observations, next_observations, actions, rewards, terminations = rows.split([3, 3, 2, 1, 1], dim=1)
-    assert torch.equal(next_observations - observations, torch.tensor([[0.0, 1, 0]]).expand(130, 3))
-    torch.testing.assert_close(rewards[:, 0], observations[:, 0] + actions.mean(dim=1))
     length, terminated, _ = torch.tensor(KINDS)[observations[:, 2].long()].T
-    over = next_observations[:, 1] == length
-    assert torch.equal(terminations[:, 0] > 0, over & (terminated > 0))
-    assert {*observations[over, 2].tolist()} == {0, 1, 2, 3}, "each kind has been seen"
+    return SimpleNamespace(
+        observations=observations,
+        next_observations=next_observations,
+        actions=actions,
+        rewards=rewards[:, 0],
+        terminations=terminations[:, 0] > 0,
+        length=length,  # of the episode that a row is part of
+        terminated=terminated > 0,  # is how it ends
+        over=next_observations[:, 1] == length,
+        curves=scalars(run_dir),
+    )
+
+
+def test_a_transition_is_one_step_of_one_environment(stored):
+    """The environment changes its array in place."""
+    step = torch.tensor([[0.0, 1, 0]]).expand(130, 3)
+    assert torch.equal(stored.next_observations - stored.observations, step)
+    torch.testing.assert_close(stored.rewards, stored.observations[:, 0] + stored.actions.mean(dim=1))
+
+
+def test_actions_are_drawn_for_each_environment(stored):
+    assert (stored.actions.abs() <= 1).all()
+    assert not torch.equal(stored.actions[0], stored.actions[1])
+
+
+def test_only_a_termination_is_stored_as_one(stored):
+    """At every kind of end, also of episodes of one step."""
+    assert torch.equal(stored.terminations, stored.over & stored.terminated)
+    assert {*stored.observations[stored.over, 2].tolist()} == {0, 1, 2, 3}
+
+
+def test_no_episode_crosses_an_evaluation(stored):
+    """All other steps go on where the one before has ended."""
     reset = torch.zeros(64, 2, dtype=bool)
     reset[[29, 59]] = True  # the evaluations
-    goes_on = (next_observations[:-2] == observations[2:]).all(dim=1)
-    assert torch.equal(goes_on, ~(over[:-2] | reset.flatten()))
-    assert (observations[2:, 1][~goes_on] == 0).all()
-    assert (actions.abs() <= 1).all() and not torch.equal(actions[0], actions[1])
-    logged = scalars(trained(script)[0])  # the means over the episodes that ended in a step
-    ended, length = over.view(65, 2), length.view(65, 2)
-    lengths = {t + 1: length[t, ended[t]].float().mean() for t in range(65) if ended[t].any()}
-    assert dict(logged["charts/episodic_length"]) == lengths
+    goes_on = (stored.next_observations[:-2] == stored.observations[2:]).all(dim=1)
+    assert torch.equal(goes_on, ~(stored.over[:-2] | reset.flatten()))
+    assert not stored.observations[2:, 1][~goes_on].any()
+
+
+def test_logged_lengths_are_means_over_the_episodes_of_a_step(stored):
+    over = stored.over.view(65, 2)
+    length = stored.length.view(65, 2)
+    lengths = {step: length[step - 1, over[step - 1]].float().mean() for step in range(1, 66) if over[step - 1].any()}
+    assert dict(stored.curves["charts/episodic_length"]) == lengths
 
 
 def test_ppos_rollout_ends_at_an_evaluation():
@@ -196,212 +396,299 @@ def test_ppos_rollout_ends_at_an_evaluation():
     fails("ppo", words, "step 24: environment", "the reward is nan", status=1)
     rollout = checkpoint(RUN)["rollout"]
     ends = rollout["dones"][:, 0].bool()
-    assert len(ends) == 24 and ends.nonzero()[:, 0].tolist() == [8, 16], "the second episode is cut after 8 steps of 9"
-    assert not rollout["terminations"].any()
     goes_on = (rollout["next_observations"][:-1] == rollout["observations"][1:]).all(dim=2)[:, 0]
+    assert len(ends) == 24
+    assert ends.nonzero()[:, 0].tolist() == [8, 16], "the second episode is cut after 8 steps of 9"
+    assert not rollout["terminations"].any()
     assert torch.equal(goes_on, ~ends[:-1])
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_kill_9_and_resume(script):
-    """Before the first checkpoint, then twice, at some moment of a step, an evaluation or a checkpoint; no worker is
-    left, and the run goes on from the checkpoint as if nothing had happened."""
-    resumed, script_args = 0, "--no-anneal-lr" if script == "ppo" else ""  # whose budget is no part of the step size
-    for frequency in (10**6, 20, 20):
-        command = start(script, script_args, f"--total-timesteps 1000000 --checkpoint-frequency {frequency} --resume")
-        command.wait_for(f"step {resumed // 10 * 10 + 50:,}: return")
-        workers = command.workers()
-        command.process.kill()
-        command.end(-signal.SIGKILL)
-        assert f"run: from step {resumed:,}," in command.stdout and len(workers) == 2 and not command.stderr
-        commands.wait_for_end(workers)
-        before, resumed = resumed, checkpoint(RUN)["global_step"] if frequency == 20 else 0
-        assert resumed > before or frequency != 20
-    total = (resumed // 16 + 3) * 16
-    command = run(script, script_args, f"--total-timesteps {total} --resume --keep-checkpoint")
-    assert f"run: from step {resumed:,}," in command.stdout
-    check_whole(RUN, script, total)
-    assert script == "ppo" or len(checkpoint(RUN)["rb"]["rows"]) == min(1000, 2 * total)
-    assert not [*RUN.glob("*.new")]
+# --------------------------------------------------------------------------------------------------- resume, overwrite
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(script):
     """Where the episodes that a resume cuts don't matter: each observation is 0, and at step 48 one ends anyway."""
-    words = "--env-id envs:Zeros-v0", {"td3": "--policy-frequency 3", "ppo": "--no-anneal-lr"}.get(script, "")
+    words = ["--env-id envs:Zeros-v0"]
+    if script == "td3":
+        words.append("--policy-frequency 3")
+    if script == "ppo":
+        words.append("--no-anneal-lr")
     run(script, *words, "--run-dir whole")
     run(script, *words, "--total-timesteps 48 --keep-checkpoint")
     run(script, *words, "--resume")
-    whole, resumed = (checkpoint(Path(folder), f"{script}.pt")["agent"] for folder in ("whole", "run"))
+    whole = checkpoint(Path("whole"), f"{script}.pt")["agent"]
+    resumed = checkpoint(RUN, f"{script}.pt")["agent"]
     assert [row for row in evaluations(RUN) if row[0] != 48] == evaluations(Path("whole"))
-    # PPO counts the observations of the step that it begins with once more.
-    assert not [name for name in whole if not torch.equal(whole[name], resumed[name]) and "count" not in name]
+    for name, value in whole.items():
+        if "count" not in name:  # PPO counts the observations of the step that it begins with once more
+            assert torch.equal(value, resumed[name]), name
 
 
-def test_signals_save_while_no_other_process_may_enter():
-    """SIGTERM to the process, then Ctrl-C, which a terminal sends to the workers too."""
-    saved = 0
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        command = start("ams_td3", "--total-timesteps 1000000 --resume")
-        command.wait_for(f"step {saved // 10 * 10 + 40:,}: return")
-        workers = command.suspend()
-        before = contents(RUN)
-        for how in ("--resume", "--overwrite"):
-            fails("ams_td3", f"--total-timesteps 1000000 {how}", "another process is training there", status=75)
-        assert contents(RUN) == before
-        os.kill(command.pid, signum) if signum == signal.SIGTERM else os.killpg(command.pid, signum)
-        os.kill(command.pid, signal.SIGCONT)
-        command.end(128 + signum)
-        assert not command.stderr
-        saved = checkpoint(RUN)["global_step"]
-        assert f"stopped by {signal.Signals(signum).name} at step {saved:,}; --resume goes on" in command.stdout
-        commands.wait_for_end(workers)
-    total = saved // 10 * 10 + 20
-    run("ams_td3", f"--total-timesteps {total} --resume")
-    check_whole(RUN, "ams_td3", total)
+REFUSED = [
+    ("sac", "--gamma 0.9", "--gamma 0.99, not 0.9"),
+    ("sac", "--num-envs 3 --log-frequency 20 --eval-frequency 40", "--num-envs 2, not 3"),
+    ("sac", "--seed 2 --total-timesteps 80", "--seed 1, not 2"),
+    ("ppo", "--gamma 0.9", "--gamma 0.99, not 0.9"),
+    ("ppo", "--total-timesteps 80", "--total-timesteps 65, not 80"),
+]
 
 
-def test_a_killed_worker_ends_the_run_with_a_checkpoint():
-    command = start("td3", "--total-timesteps 1000000 --checkpoint-frequency 1000000")
-    command.wait_for("step 40: return")
-    workers = command.suspend()
-    workers[0].kill()
-    os.kill(command.pid, signal.SIGCONT)
-    (line,) = command.end(1).stderr.splitlines()
-    assert line.endswith(": a simulation worker died; --resume goes on from the checkpoint")
-    commands.wait_for_end(workers)
-    total = checkpoint(RUN)["global_step"] // 10 * 10 + 20
-    assert total >= 60
-    run("td3", f"--total-timesteps {total} --resume")
-    check_whole(RUN, "td3", total)
-
-
-@pytest.mark.parametrize("script", ["ams_sac", "ppo"])
+@pytest.mark.parametrize(("script", "changed", "line"), REFUSED)
 @pytest.mark.parametrize("complete", [True, False])
-def test_resume_takes_the_same_arguments_only(script, complete, copied):
-    copied(script, complete)
+def test_resume_takes_the_same_arguments_only(script, changed, line, complete, copied, incomplete):
+    if complete:
+        copied(script)
+    else:
+        incomplete(script)
     before = contents(RUN)
-    changed = "--resume --gamma 0.9 --num-envs 3 --log-frequency 20 --eval-frequency 40"
-    line = fails(script, changed, "--gamma 0.99, not 0.9", "--num-envs 2, not 3")
-    assert not any(word in line for word in ("frequency", "batch-size", "timesteps"))
-    other = {"ams_sac": "sac", "ppo": "td3"}[script]
-    fails(other, f"--resume --exp-name {script}", f"{script}, not {other}")
-    line = fails(script, "--resume --total-timesteps 80 --seed 2", "--seed 1, not 2")
-    assert ("--total-timesteps 65, not 80" in line) == (script == "ppo")
+    fails(script, f"--resume {changed}", line)
     assert contents(RUN) == before
 
 
-def test_a_complete_run_is_complete_or_made_longer(copied):
+def test_resume_refuses_the_run_of_another_script(copied):
+    copied("sac")
+    fails("td3", "--resume --exp-name sac", "trained with --algorithm sac, not td3")
+
+
+def test_a_complete_run_is_complete(copied):
     copied("sac")
     before = contents(RUN)
-    assert run("sac", "--resume").stdout == "run is complete\n" and contents(RUN) == before
+    assert run("sac", "--resume").stdout == f"{RUN.absolute()} is complete\n"
     fails("sac", "", "run exists", "--resume", "--overwrite", "--run-dir")
     assert contents(RUN) == before
+
+
+def test_a_complete_run_with_its_checkpoint_is_made_longer(copied):
+    copied("sac")
     run("sac", "--resume --total-timesteps 80")
-    check_whole(RUN, "sac", 80, was=65)
+    check_whole("sac", 80, was=65)
     before = contents(RUN)
     fails("sac", "--resume --total-timesteps 90", "step 80", "--keep-checkpoint")
     assert contents(RUN) == before
 
 
-def test_overwrite_deletes_a_run_when_nothing_can_be_wrong_any_more(copied):
+WRONG = ["--gamma 2", "--env-id envs:None-v0", "--env-id envs:Huge-v0", "--buffer-size 1000000000000"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_overwrite_deletes_nothing_while_something_is_wrong(wrong, copied):
+    copied("td3")
+    before = contents(RUN)
+    fails("td3", f"--overwrite {wrong}")
+    assert contents(RUN) == before
+
+
+def test_overwrite_deletes_a_run_and_nothing_else(copied):
     copied("td3")
     (RUN / "notes.txt").write_text("mine")
     before = contents(RUN)
-    for wrong in ("--gamma 2", "--env-id envs:None-v0", "--env-id envs:Huge-v0", "--buffer-size 1000000000000"):
-        fails("td3", f"--overwrite {wrong}")
-        assert contents(RUN) == before, wrong
     run("td3", "--overwrite --seed 2")
-    check_whole(RUN, "td3")
+    check_whole("td3")
     after = contents(RUN)
-    assert after["notes.txt"] == b"mine" and "checkpoint.pt" not in after and after["td3.pt"] != before["td3.pt"]
-    Path("other").mkdir()
-    Path("other", "td3.pt").write_text("precious")
-    for how in ("", "--resume", "--overwrite"):
-        fails("td3", f"--run-dir other {how}", "neither a run directory nor empty")
-    assert Path("other", "td3.pt").read_text() == "precious" and len([*Path("other").iterdir()]) == 1
+    assert after["notes.txt"] == b"mine"
+    assert "checkpoint.pt" not in after
+    assert after["td3.pt"] != before["td3.pt"]
 
 
-def test_networks_of_another_task_and_a_task_that_is_gone(copied):
-    copied("td3", complete=False)
-    before, other = contents(RUN), "import envs; envs.Ends.observation_space = envs.Box(-1, 1, (4,))"
-    for how in ("--resume", "--evaluate run"):
-        fails("td3", how, "of another version", "size mismatch for actor", before=other)
+@pytest.mark.parametrize("how", ["", "--resume", "--overwrite"])
+def test_a_directory_that_is_no_run_is_refused(how):
+    RUN.mkdir()
+    (RUN / "td3.pt").write_text("precious")
+    fails("td3", how, "must be new, empty or that of a run")
+    assert contents(RUN) == {"td3.pt": b"precious"}
+
+
+def test_a_tilde_in_the_run_directory_is_the_home():
+    run("td3", "--run-dir=~/x", HOME=str(Path("home").absolute()))
+    check_whole("td3", run_dir=Path("home/x"))
+    assert not Path("~").exists()
+
+
+def test_a_run_directory_whose_name_is_not_utf8():
+    name = os.fsdecode(b"r\xff")
+    run("td3", "--run-dir", name)
+    check_whole("td3", run_dir=Path(name))
+
+
+# -------------------------------------------------------------------------------------------- files that are damaged
+
+
+OTHER_SPACE = "import envs; envs.Ends.observation_space = envs.Box(-1, 1, (4,))"
+
+
+@pytest.mark.parametrize("how", ["--resume", "--evaluate run"])
+def test_networks_of_another_task_are_refused(how, incomplete):
+    incomplete("td3")
+    before = contents(RUN)
+    fails("td3", how, "of another version", "size mismatch for actor", before=OTHER_SPACE)
+    assert contents(RUN) == before
+
+
+def test_a_task_that_is_gone_is_named(copied):
+    copied("td3")
     fails("td3", "--evaluate run", "can't be made", "envs", before="import sys; sys.modules['envs'] = None")
+
+
+def damage(data: bytes) -> bytes:
+    """Another bit in the middle, among the numbers: only checksums tell."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def saved(content) -> bytes:
+    torch.save(content, "saved")
+    return Path("saved").read_bytes()
+
+
+def without(content: dict, name: str) -> bytes:
+    """A checkpoint as another version might have it, with one argument less."""
+    args = {other: value for other, value in content["args"].items() if other != name}
+    return saved({**content, "args": args})
+
+
+DAMAGE = {
+    "cut": ("BadZipFile", lambda data: data[: len(data) // 2]),
+    "empty": ("BadZipFile", lambda data: b""),
+    "foreign": ("BadZipFile", lambda data: b"not a checkpoint"),
+    "one bit": ("is damaged", damage),
+    "a list": ("TypeError", lambda data: saved([1])),
+    "nothing": ("KeyError: 'algorithm'", lambda data: saved({})),
+    "code": ("UnpicklingError", lambda data: saved({"algorithm": Path("td3")})),
+    "another script's": ("sac.py wrote it", lambda data: saved({"algorithm": "sac"})),
+    "another version's": ("another version wrote it", lambda data: without(checkpoint(RUN), "gamma")),
+}
+
+
+@pytest.mark.parametrize("how", ["--resume", "--evaluate run/checkpoint.pt"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_checkpoint_that_is_none(kind, how, incomplete):
+    incomplete("td3")
+    line, make = DAMAGE[kind]
+    path = RUN / "checkpoint.pt"
+    path.write_bytes(make(path.read_bytes()))
+    before = contents(RUN)
+    fails("td3", how, f"{path.absolute()} is missing, damaged or foreign: ", line)
     assert contents(RUN) == before
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "foreign", "other", "less"])
-def test_a_checkpoint_that_is_none(how, copied, trained):
-    copied("td3", complete=False)
-    data = (RUN / "checkpoint.pt").read_bytes()
-    content = {"cut": data[: len(data) // 2], "empty": b"", "foreign": b"not a checkpoint"}
-    torch.save({"algorithm": "td3", "args": {}}, "less")
-    content |= {"other": (trained("sac")[0] / "checkpoint.pt").read_bytes(), "less": Path("less").read_bytes()}
-    (RUN / "checkpoint.pt").write_bytes(content[how])
-    before, words = contents(RUN), {"other": "sac.py wrote it", "less": "KeyError 'agent'"}.get(how, "BadZipFile")
-    for how in ("--resume", "--evaluate run/checkpoint.pt"):
-        fails("td3", how, "run/checkpoint.pt", words)
-    assert contents(RUN) == before
+def test_python_o_refuses_a_damaged_checkpoint_too(copied):
+    copied("td3")
+    path = RUN / "td3.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    command = [sys.executable, "-O", ROOT / "td3.py", "--evaluate", RUN]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "is damaged" in ended.stderr
 
 
-def test_a_full_disk_leaves_the_checkpoint_before():
-    """A limit on the size of files stands for it: checkpoints grow with the replay buffer."""
+# ------------------------------------------------------------------------------------------------- full disks, output
+
+
+FULL = """
+import os
+sync = os.fsync
+def fsync(file):
+    if os.readlink(f"/proc/self/fd/{file}").endswith("/.NAME.new"):
+        raise OSError(28, "No space left on device")
+    sync(file)
+os.fsync = fsync
+"""
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))"
+
+
+@pytest.fixture
+def begun():
+    """A run up to the step 20 with its checkpoint; returns the checkpoint's size."""
     run("td3", "--total-timesteps 20 --keep-checkpoint --learning-starts 15")
-    size = (RUN / "checkpoint.pt").stat().st_size
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
-    words = "--resume --learning-starts 15 --total-timesteps 60 --checkpoint-frequency 15 --keep-checkpoint"
-    command = run("td3", words, before=limit)
-    assert command.stdout.count("warning: run/checkpoint.pt can't be written, the one before is kept") == 3
-    assert checkpoint(RUN)["global_step"] == 20 and not [*RUN.glob("*.new")]
-    assert read_json(RUN / "result.json")["global_step"] == 60
+    return (RUN / "checkpoint.pt").stat().st_size
 
 
-def test_a_full_disk_for_output_and_logs_stops_nothing():
-    """For a while, a limit on the size of files stands for it: from step 20 on there is a new TensorBoard log."""
-    run("td3", stdout="/dev/full")
-    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, -1)); signal.signal("
-    limit += "signal.SIGALRM, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)))"
-    command = start("td3", "--overwrite --total-timesteps 1000000", before=limit)
-    command.wait_for("is not in TensorBoard's log: [Errno 27]")
-    os.kill(command.pid, signal.SIGALRM)
-    command.wait_for("step 500: return")
-    os.kill(command.pid, signal.SIGTERM)
-    command.end(143)
-    assert not command.stderr and scalars(RUN)["charts/SPS"][-1][0] >= 500
+def check_what_a_full_disk_leaves(line: str, words: str, before: str):
+    """The run goes on from the checkpoint before, with nothing twice in its curves and nothing missing."""
+    fails("td3", f"--resume --learning-starts 15 {words}", line, status=1, before=before)
+    assert not [*RUN.glob(".*.new")]
+    assert checkpoint(RUN)["global_step"] == 20
+    run("td3", "--resume --learning-starts 15")
+    assert [row[0] for row in evaluations(RUN)] == sorted([0, 20, 30, 60, 65] * 3)
+    assert [step for step, _ in scalars(RUN)["charts/SPS"]] == [10, 20, 30, 40, 50, 60, 65]
+    assert [step for step, _ in scalars(RUN)["eval/episodic_return"]] == [0, 20, 30, 60, 65]
 
 
-@pytest.mark.parametrize("log_frequency", [1, 1000])
-@pytest.mark.parametrize(("script", "rate"), [("td3", "learning-rate"), ("sac", "q-lr"), ("ppo", "learning-rate")])
-def test_what_is_not_finite_stops_the_run_and_reaches_no_checkpoint(script, rate, log_frequency):
-    """An absurd step size, noticed in what is logged, or else before the environments get an action that is none: the
-    checkpoint of the step before learning stays."""
-    begin = "--num-steps 20" if script == "ppo" else "--learning-starts 15"
-    words = f"{begin} --{rate} 1e18 --checkpoint-frequency 15 --log-frequency {log_frequency}"
-    names = "s/" if log_frequency == 1 else "the networks are"
-    fails(script, words, "step ", names, "not finite; the checkpoint is left as it was", status=1)
+@pytest.mark.parametrize("name", ["checkpoint.pt", "evaluations.csv", "td3.pt", "result.json"])
+def test_a_full_disk_ends_the_run_and_resume_goes_on(name, begun):
+    frequency = "--checkpoint-frequency 30" if name == "checkpoint.pt" else "--checkpoint-frequency 1000"
+    line = f"{name} can't be written, what was there before is kept"
+    check_what_a_full_disk_leaves(line, frequency, FULL.replace("NAME", name))
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run(begun):
+    """Checkpoints grow with the replay buffer: this is the disk's own error in the middle of one."""
+    check_what_a_full_disk_leaves("checkpoint.pt can't be written", "", LIMITED.replace("SIZE", str(begun)))
+
+
+def test_a_log_that_does_not_fit_ends_the_run(begun):
+    """TensorBoard's, which a thread of its own writes; the next log has what is missing in this."""
+    words = "--log-frequency 1 --checkpoint-frequency 1000"
+    check_what_a_full_disk_leaves("can't be written", words, LIMITED.replace("SIZE", "8192"))
+
+
+def test_output_to_a_full_disk_stops_nothing():
+    run("td3", before="import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
+    check_whole("td3")
+
+
+@pytest.mark.parametrize("env_id", ["envs:Ends-v0", "disturbing_envs:Chatty-v0"])
+def test_output_that_nobody_reads_stops_nothing(env_id):
+    """As `| head -1`, with an environment that prints, too."""
+    closed = "import os; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)"
+    run("td3", f"--env-id {env_id}", before=closed)
+    check_whole("td3")
+
+
+# ------------------------------------------------------------------------------------------- what is not finite, videos
+
+
+@pytest.mark.parametrize(("log_frequency", "what"), [(1, "s/"), (1000, "the network's ")])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("td3", "--learning-starts 15 --learning-rate 1e18"),
+        ("sac", "--learning-starts 15 --q-lr 1e18"),
+        ("ppo", "--num-steps 20 --learning-rate 1e18"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_reaches_no_checkpoint(script, words, log_frequency, what):
+    """An absurd step size, noticed in what is logged, or else before it is saved: the checkpoint of the step before
+    learning stays."""
+    frequency = f"--checkpoint-frequency 15 --log-frequency {log_frequency}"
+    fails(script, f"{words} {frequency}", "step ", what, "not finite; the checkpoint is left as it was", status=1)
     saved = checkpoint(RUN)
-    assert saved["global_step"] == 15 and all(tensor.isfinite().all() for tensor in saved["agent"].values())
+    assert saved["global_step"] == 15
+    assert all(value.isfinite().all() for value in saved["agent"].values())
     assert not (RUN / "result.json").exists()
 
 
 def test_a_video_of_the_first_episode():
     """30 frames a second if the task does not say."""
-    import imageio.v3 as imageio
-
-    command = run("td3", "--total-timesteps 1 --eval-episodes 1 --env-id envs:Drawn-v0")
-    assert "warning: nothing is learned in 1 steps: --learning-starts is 20" in command.stdout
-    length, play = int(evaluations(RUN)[-1][5]), "--eval-episodes 1 --capture-video --evaluate run"
-    run("td3", play)
+    run("td3", "--total-timesteps 1 --eval-episodes 1 --env-id envs:Drawn-v0")
+    length = int(evaluations(RUN)[-1][5])
+    run("td3", "--env-id envs:Drawn-v0 --eval-episodes 1 --capture-video --evaluate run")
     (video,) = RUN.glob("*.mp4")
     frames = np.stack([*imageio.imiter(video, plugin="FFMPEG")])
-    assert frames.shape[1:] == (64, 96, 3) and len(frames) == length + 1
+    assert frames.shape == (length + 1, 64, 96, 3)
     assert np.abs(frames[0].astype(float) - frames[-1]).mean() > 0.1, "it moves"
     assert imageio.immeta(video, plugin="FFMPEG")["fps"] == 30
 
 
-def test_a_task_that_cannot_draw_and_a_users_own_choice_of_opengl():
+def test_a_task_that_cannot_draw():
+    run("td3", "--total-timesteps 1 --env-id envs:Walk-v0")
+    words = "--env-id envs:Walk-v0 --capture-video --evaluate run"
+    fails("td3", words, "no video", status=1)
+
+
+def test_a_users_own_choice_of_opengl():
     run("td3", "--total-timesteps 1 --env-id envs:Drawn-v0", MUJOCO_GL="osmesa")
     assert Path("MUJOCO_GL").read_text() == "osmesa"
-    run("td3", "--total-timesteps 1 --env-id envs:Walk-v0 --overwrite")
-    assert "apt" not in fails("td3", "--capture-video --evaluate run", "no video", "does not draw", status=1)
