@@ -1,23 +1,27 @@
 """The tests' own environments; `PYTHONPATH=tests python td3.py --env-id envs:Ends-v0`."""
 
-import multiprocessing
 import os
 import random
 import subprocess
+import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
-PAIR = gym.spaces.Tuple([Box(-1, 1, (2,)), Box(-1, 1, (3,))])
 KINDS = [(9, False, True), (5, True, False), (7, True, True), (1, True, False)]  # steps, and how an episode ends then
 
 
-class PhysicsError(RuntimeError):
-    """Named as dm_control's."""
+def register(name: str, kind: type, **options):
+    gym.register(f"{name}-v0", kind, kwargs=options)
+
+
+# ------------------------------------------------------------------------------------------------- what is right
 
 
 class Ends(gym.Env):
@@ -30,7 +34,9 @@ class Ends(gym.Env):
     def __init__(self, low=-1, high=1, dtype=np.float32, scale=1, render_mode=None):
         low, high, _ = np.broadcast_arrays(low, high, np.zeros(2))
         self.action_space = Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
-        self.scale, self.render_mode, self.array = scale, render_mode, np.zeros(3, np.float32)
+        self.scale = scale
+        self.render_mode = render_mode
+        self.array = np.zeros(3, np.float32)
 
     def observe(self):
         self.array[:] = self.id, self.t, self.kind
@@ -38,15 +44,19 @@ class Ends(gym.Env):
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
-        self.id, self.kind, self.t = self.np_random.uniform(-1, 1), self.np_random.integers(self.kinds), 0
+        self.id = self.np_random.uniform(-1, 1)
+        self.kind = self.np_random.integers(self.kinds)
+        self.t = 0
         return self.observe(), {}
 
     def step(self, action):
-        assert self.action_space.contains(action), f"{action!r} is outside {self.action_space}"
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is outside {self.action_space}")
         self.t += 1
         length, terminated, truncated = KINDS[self.kind]
         over = self.t >= length
-        return self.observe(), self.id + float(action.mean()) / self.scale, over and terminated, over and truncated, {}
+        reward = self.id + float(action.mean()) / self.scale
+        return self.observe(), reward, over and terminated, over and truncated, {}
 
 
 class Walk(Ends):
@@ -55,102 +65,63 @@ class Walk(Ends):
     kinds = 1
 
 
-class Breaks(Walk):
-    """The step number `at`, or the reset, of all that an environment makes is what it should not be."""
+class Zeros(Walk):
+    """Nothing is random; observations are zeros, of a shape that may be wrong."""
 
-    def __init__(self, what, at, **options):
-        super().__init__(**options)
-        self.what, self.at, self.steps, self.resets = what, at, 0, 0
-
-    def reset(self, seed=None, options=None):
-        self.resets += 1
-        observation, info = super().reset(seed=seed)
-        return observation * (np.nan if (self.what, self.at) == ("reset", self.resets) else 1), info
-
-    def step(self, action):
-        self.steps += 1
-        observation, reward, *rest = super().step(action)
-        broken = self.what if self.steps == self.at else ""
-        if broken == "error":
-            raise RuntimeError("unexpected end\n of file")
-        if broken == "physics":
-            raise PhysicsError("it diverged")
-        reward = {"nan": np.nan, "infinity": -np.inf, "huge": 1e39}.get(broken, reward)
-        return observation * (np.inf if broken == "observation" else 1), reward, *rest
-
-
-class Odd(Walk):
-    """One thing is not as Gymnasium has it; where `what` is a shape, it is the observations'."""
-
-    def __init__(self, what, **options):
-        super().__init__(**options)
-        self.what, self.made = what, random.random()
-        self.observation_space = PAIR if what == "nested" else self.observation_space
+    def __init__(self, shape=(3,)):
+        super().__init__()
+        self.shape = shape
 
     def observe(self):
-        if self.what == "streams":  # numbers from other streams than the environment's own
-            drawn = random.random() + self.made, np.random.rand() + self.observation_space.sample()[0], torch.rand(())
-            return np.array(drawn, np.float32)
-        if self.what == "nested":
-            return np.zeros(3), np.zeros(2)
-        return np.zeros(self.what, np.float32) if isinstance(self.what, tuple) else super().observe()
-
-    def reset(self, seed=None, options=None):
-        observation, info = super().reset(seed=seed)
-        return observation if self.what == "no info" else (observation, info)
+        return np.zeros(self.shape, np.float32)
 
     def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
-        if isinstance(self.what, tuple):  # then nothing that is random matters
-            reward = float(action.mean())
-        if self.what == "four values":
-            return observation, reward, terminated or truncated, info
-        if self.what == "arrays":
-            return observation, np.array([[reward]]), np.array([terminated]), np.array(truncated), info
-        return observation, reward, terminated, truncated and self.what != "endless", info
+        observation, _, *rest = super().step(action)
+        return observation, float(action.mean()), *rest
 
 
-class NoSeed(Walk):
-    def reset(self):
-        return super().reset()
+class Streams(Walk):
+    """Observes numbers from other streams than the environment's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = random.random()
+
+    def observe(self):
+        sample = self.observation_space.sample()[0]
+        drawn = [random.random() + self.made, np.random.rand() + sample, torch.rand(())]
+        return np.array(drawn, np.float32)
 
 
 class Mixed(Walk):
-    observation_space = gym.spaces.Dict(
-        z=gym.spaces.Discrete(3),
+    """Observes a dictionary with an image, a category and numbers of other types."""
+
+    observation_space = Dict(
+        z=Discrete(3),
         image=Box(0, 255, (2, 2), np.uint8),
-        pair=gym.spaces.Tuple([Box(-1, 1, (), np.float64), gym.spaces.MultiBinary(2)]),
+        pair=Tuple([Box(-1, 1, (), np.float64), MultiBinary(2)]),
     )
 
     def observe(self):
-        pair = np.float64(0.5), np.array([1, 0], np.int8)
-        return {"image": np.full((2, 2), self.t, np.uint8), "z": self.t % 3, "pair": pair}
+        return {
+            "image": np.full((2, 2), self.t, np.uint8),
+            "z": self.t % 3,
+            "pair": (np.float64(0.5), np.array([1, 0], np.int8)),
+        }
 
 
-class Simulator(Breaks):
-    """Has a process of its own, ended by close(), and writes down which."""
+class Arrays(Walk):
+    """Gives arrays of one element where others give numbers."""
 
-    def __init__(self, what="", at=0, stubborn=False, **options):
-        super().__init__(what, at, **options)
-        self.process, self.stubborn = subprocess.Popen(["sleep", "1000"]), stubborn
-        with open("simulators", "a") as file:
-            file.write(f"{self.process.pid}\n")
-
-    def close(self):
-        if self.stubborn and multiprocessing.parent_process():
-            time.sleep(1000)
-        self.process.kill()
-        self.process.wait()
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, np.array([[reward]]), np.array([terminated]), np.array(truncated), info
 
 
-class OnlyHere(Walk):
-    """In workers it can't be made, as where a licence is missing, or is another task, as where layouts are random."""
-
-    def __init__(self, differs=False, render_mode=None):
-        super().__init__()
-        if multiprocessing.parent_process():
-            self.observation_space = Box(-1, 1, (4,))
-            assert differs, "no licence in this worker"
+class Endless(Walk):
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, False, {}
 
 
 class Drawn(Walk):
@@ -166,42 +137,214 @@ class Drawn(Walk):
         return np.full((64, 96, 3), 20 * self.t, np.uint8)
 
 
-for own in [value for value in list(globals().values()) if isinstance(value, type) and issubclass(value, Ends)]:
-    gym.register(f"{own.__name__}-v0", own)
+class Normalized(gym.wrappers.NormalizeObservation):
+    """Keeps statistics that no checkpoint has."""
+
+    def __init__(self):
+        super().__init__(Walk())
+
+
+register("Ends", Ends)
+register("Walk", Walk)
+register("Zeros", Zeros)
+register("Streams", Streams)
+register("Mixed", Mixed)
+register("Arrays", Arrays)
+register("Endless", Endless)
+register("Drawn", Drawn)
+register("Normalized", Normalized)
+register("Narrow", Ends, low=-(2**-7), high=2**-7, scale=2**-7)
+register("Wide", Ends, low=-128, high=128, scale=128)
+# The first dimension can't move, and the second has bounds that are no float32 numbers.
+register("Strict", Ends, low=[0.3, -0.1], high=[0.3, 7.7], dtype=np.float64)
+# Actions that the scripts don't take
 MOST = float(np.finfo(np.float32).max)
-for name, own, options in (
-    ("Narrow", Ends, {"low": -(2**-7), "high": 2**-7, "scale": 2**-7}),
-    ("Wide", Ends, {"low": -128, "high": 128, "scale": 128}),
-    # The first dimension can't move, and the second has bounds that are no float32 numbers.
-    ("Strict", Ends, {"low": [0.3, -0.1], "high": [0.3, 7.7], "dtype": np.float64}),
-    ("Huge", Ends, {"low": -1e10, "high": 1e10, "dtype": np.float64}),
-    ("Most", Ends, {"low": -MOST, "high": MOST}),
-    ("HalfOpen", Ends, {"low": [-1, -np.inf]}),
-    ("Matrix", Ends, {"low": -np.ones((2, 2))}),
-    ("Integers", Ends, {"dtype": np.int64}),
-    # An evaluation of three episodes in two environments takes 18 steps of each, so the step 43 is training's 25th.
-    ("NanReward", Breaks, {"what": "nan", "at": 43}),
-    ("InfiniteReward", Breaks, {"what": "infinity", "at": 43}),
-    ("HugeReward", Breaks, {"what": "huge", "at": 43}),
-    ("InfiniteObservation", Breaks, {"what": "observation", "at": 43}),
-    ("InfiniteLast", Breaks, {"what": "observation", "at": 45}),
-    ("NanFirst", Breaks, {"what": "reset", "at": 8}),
-    ("Raises", Breaks, {"what": "error", "at": 43}),
-    ("Diverges", Breaks, {"what": "physics", "at": 43}),
-    ("NanAtOnce", Breaks, {"what": "nan", "at": 4}),
-    ("InfiniteAtOnce", Breaks, {"what": "observation", "at": 9}),
-    ("SimulatorFails", Simulator, {"what": "error", "at": 43}),
-    ("StubbornSimulator", Simulator, {"stubborn": True}),
-    ("Column", Odd, {"what": (3, 1)}),
-    ("Single", Odd, {"what": (1,)}),
-    ("Scalar", Odd, {"what": ()}),
-    ("Nested", Odd, {"what": "nested"}),
-    ("Differs", OnlyHere, {"differs": True}),
-    ("Zeros", Odd, {"what": (3,)}),
-    ("Streams", Odd, {"what": "streams"}),
-    ("NoInfo", Odd, {"what": "no info"}),
-    ("FourValues", Odd, {"what": "four values"}),
-    ("Arrays", Odd, {"what": "arrays"}),
-    ("Endless", Odd, {"what": "endless"}),
-):
-    gym.register(f"{name}-v0", own, kwargs=options)
+register("Huge", Ends, low=-1e10, high=1e10, dtype=np.float64)
+register("Most", Ends, low=-MOST, high=MOST)
+register("HalfOpen", Ends, low=[-1, -np.inf])
+register("Matrix", Ends, low=-np.ones((2, 2)))
+register("Integers", Ends, dtype=np.int64)
+
+
+# ------------------------------------------------------------------------------------------------- what is wrong
+
+
+class PhysicsError(RuntimeError):
+    """Named as dm_control's."""
+
+
+class Breaks(Walk):
+    """Its step number `at`, of all that it makes, calls `abort`, raises `error` or gives a `wrong` value."""
+
+    def __init__(self, at=0, error=None, abort=False, **wrong):
+        super().__init__()
+        self.at = at
+        self.error = error
+        self.abort = abort
+        self.wrong = wrong
+        self.steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, *rest = super().step(action)
+        if self.steps != self.at:
+            return observation, reward, *rest
+        if self.abort:
+            os.abort()
+        if self.error:
+            raise self.error
+        return self.wrong.get("observation", observation), self.wrong.get("reward", reward), *rest
+
+
+class NanFirst(Walk):
+    """The eighth reset gives no numbers."""
+
+    resets = 0
+
+    def reset(self, **options):
+        self.resets += 1
+        observation, info = super().reset(**options)
+        if self.resets == 8:
+            observation[:] = np.nan
+        return observation, info
+
+
+class FourValues(Walk):
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class NoInfo(Walk):
+    def reset(self, **options):
+        observation, _ = super().reset(**options)
+        return observation
+
+
+class NoSeed(Walk):
+    def reset(self):
+        return super().reset()
+
+
+class SmallSeeds(Walk):
+    """Gives its seed to C code that takes an int."""
+
+    def reset(self, seed=None, options=None):
+        if seed is not None and seed >= 2**31:
+            raise OverflowError("Python int too large to convert to C int")
+        return super().reset(seed=seed)
+
+
+class SecondFails(Walk):
+    """Only the first in a folder can be made, as where licences are counted."""
+
+    def __init__(self):
+        super().__init__()
+        first = Path("first")
+        if first.exists():
+            self.be_second()
+        first.touch()
+
+    def be_second(self):
+        raise RuntimeError("no licence left")
+
+
+class SecondDiffers(SecondFails):
+    """The first in a folder is another task than the others, as where layouts are random."""
+
+    def be_second(self):
+        self.observation_space = Box(-1, 1, (4,))
+
+
+class SecondExits(SecondFails):
+    def be_second(self):
+        sys.exit(0)
+
+
+nothing = np.full(3, np.inf, np.float32)
+end = RuntimeError("unexpected end\n of file")
+# An evaluation of three episodes in two environments takes 18 steps of each, so the step 43 is training's 25th.
+register("NanReward", Breaks, at=43, reward=np.nan)
+register("InfiniteReward", Breaks, at=43, reward=-np.inf)
+register("HugeReward", Breaks, at=43, reward=1e39)
+register("InfiniteObservation", Breaks, at=43, observation=nothing)
+register("InfiniteLast", Breaks, at=45, observation=nothing)
+register("NanFirst", NanFirst)
+register("Raises", Breaks, at=43, error=end)
+register("Unpicklable", Breaks, at=43, error=RuntimeError("unexpected end", lambda: None))
+register("Aborts", Breaks, at=43, abort=True)
+register("Diverges", Breaks, at=43, error=PhysicsError("it diverged"))
+register("NanAtOnce", Breaks, at=4, reward=np.nan)
+register("InfiniteAtOnce", Breaks, at=9, observation=nothing)
+register("Scalar", Zeros, shape=())
+register("Single", Zeros, shape=(1,))
+register("FourValues", FourValues)
+register("NoInfo", NoInfo)
+register("NoSeed", NoSeed)
+register("SmallSeeds", SmallSeeds)
+register("SecondFails", SecondFails)
+register("SecondDiffers", SecondDiffers)
+register("SecondExits", SecondExits)
+
+
+# -------------------------------------------------------------------------- what disturbs the process around it
+
+
+class Simulator(Breaks):
+    """Has a process of its own, ended by close(), and writes down which."""
+
+    def __init__(self, at=0, error=None, stubborn=False):
+        super().__init__(at, error)
+        self.stubborn = stubborn
+        self.process = subprocess.Popen(["sleep", "1000"])
+        with open("simulators", "a") as file:
+            print(self.process.pid, file=file)
+
+    def close(self):
+        if self.stubborn:
+            time.sleep(1000)
+        self.process.kill()
+        self.process.wait()
+
+
+class CloseFails(Walk):
+    def close(self):
+        raise RuntimeError("the simulator is gone already")
+
+
+class ChangesTorch(Walk):
+    def __init__(self):
+        super().__init__()
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+
+
+class LeavesThread(Walk):
+    """Its thread never ends, and is no daemon."""
+
+    def __init__(self):
+        super().__init__()
+        threading.Thread(target=time.sleep, args=[1_000_000]).start()
+
+
+class ChangesFolder(Walk):
+    def __init__(self):
+        super().__init__()
+        os.chdir(tempfile.gettempdir())
+
+
+class Exits(Walk):
+    def __init__(self, leave):
+        super().__init__()
+        leave(0)
+
+
+register("Simulator", Simulator)
+register("SimulatorFails", Simulator, at=43, error=end)
+register("StubbornSimulator", Simulator, stubborn=True)
+register("CloseFails", CloseFails)
+register("ChangesTorch", ChangesTorch)
+register("LeavesThread", LeavesThread)
+register("ChangesFolder", ChangesFolder)
+register("Exits", Exits, leave=sys.exit)
+register("ExitsAtOnce", Exits, leave=os._exit)

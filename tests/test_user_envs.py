@@ -17,12 +17,22 @@ import td3
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
+def transitions(run_dir: Path = RUN) -> torch.Tensor:
+    """The rows of a replay buffer: observation, the next one, action, reward, termination."""
+    return checkpoint(run_dir)["rb"]["rows"]
+
+
+# ---------------------------------------------------------------------------------------- actions and observations
+
+
 class Recorder(gym.Env):
     """Keeps the actions that it gets, and observes what it is told."""
 
     def __init__(self, action_space=None, space=None, told=None):
         self.action_space = action_space or Box(-1, 1, (1,))
-        self.observation_space, self.told, self.actions = space or Box(-1, 1, (1,)), told, []
+        self.observation_space = space or Box(-1, 1, (1,))
+        self.told = told
+        self.actions = []
 
     def reset(self, seed=None, options=None):
         return self.told, {}
@@ -32,37 +42,58 @@ class Recorder(gym.Env):
         return np.zeros(1, np.float32), 0, False, False, {}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_actions_are_within_any_bounds_in_the_dtype_of_the_space(dtype):
-    """Bounds of two decimals, which are no float32 numbers, some of zero width; the ends and the middle are reached."""
+@pytest.fixture(params=[np.float32, np.float64])
+def recorder(request):
+    """Has 1,000 bounds of two decimals, which are no float32 numbers; half of them have no width."""
     rng = np.random.default_rng(0)
-    for _ in range(300):
-        low = np.round(rng.uniform(-10, 10, 4), 2)
-        width = np.round(rng.uniform(0, 5, 4), 2) * rng.integers(0, 2, 4)
-        env = Recorder(Box(low.astype(dtype), (low + width).astype(dtype), dtype=dtype))
-        task = td3.Task(env)
-        assert task.action_space == Box(-1, 1, (4,), np.float32)
-        for action in (-np.ones(4), np.ones(4), np.zeros(4), rng.uniform(-1, 1, 4), rng.uniform(-9, 9, 4)):
-            task.step(action.astype(np.float32))
-        assert all(action.dtype == dtype and env.action_space.contains(action) for action in env.actions)
-        np.testing.assert_allclose(env.actions[:2], [env.action_space.low, env.action_space.high], rtol=1e-12)
-        np.testing.assert_allclose(env.actions[2], low + width / 2, rtol=1e-5, atol=1e-5)
+    low = np.round(rng.uniform(-10, 10, 1000), 2)
+    width = np.round(rng.uniform(0, 5, 1000), 2) * rng.integers(0, 2, 1000)
+    high = low + width
+    return Recorder(Box(low.astype(request.param), high.astype(request.param), dtype=request.param))
+
+
+@pytest.mark.parametrize("largest", [1, 9])
+def test_actions_are_within_any_bounds_in_the_dtype_of_the_space(recorder, largest):
+    task = td3.Task(recorder)
+    action = np.random.default_rng(1).uniform(-largest, largest, 1000)
+    task.step(action.astype(np.float32))
+    (got,) = recorder.actions
+    assert task.action_space == Box(-1, 1, (1000,), np.float32)
+    assert got.dtype == recorder.action_space.dtype
+    assert recorder.action_space.contains(got)
+
+
+def test_actions_reach_the_bounds_and_the_middle(recorder):
+    task = td3.Task(recorder)
+    for action in (-1, 1, 0):
+        task.step(np.full(1000, action, np.float32))
+    lowest, highest, middle = recorder.actions
+    box = recorder.action_space
+    np.testing.assert_allclose(lowest, box.low, rtol=1e-12)
+    np.testing.assert_allclose(highest, box.high, rtol=1e-12)
+    np.testing.assert_allclose(middle, box.low / 2 + box.high / 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_bounds_change_nothing(script):
-    """Half the range is the unit of everything, so powers of two, which scale without rounding, give the same run to
-    the last bit, SAC's entropy coefficient and PPO's deviation included. A dimension of zero width trains too."""
-    runs = []
-    for env_id in ("Ends", "Narrow", "Wide"):
+def test_units_of_actions_change_nothing(script):
+    """Powers of two scale without rounding, so the runs are equal to the last bit: half the range is the unit of
+    everything, SAC's entropy coefficient and PPO's deviation included."""
+
+    def train(env_id):
         run(script, f"--env-id envs:{env_id}-v0 --run-dir {env_id}")
-        runs.append((evaluations(Path(env_id)), checkpoint(Path(env_id), f"{script}.pt")["agent"]))
-    (rows, agent), *others = runs
-    for other_rows, other_agent in others:
-        assert other_rows == rows
-        assert all(torch.equal(other_agent[name], agent[name]) for name in agent)
-    run(script, "--env-id envs:Strict-v0 --run-dir strict")
-    assert np.isfinite(read_json(Path("strict", "result.json"))["final_evaluation"]["returns"]).all()
+        agent = checkpoint(Path(env_id), f"{script}.pt")["agent"]
+        return evaluations(Path(env_id)), {name: value.tolist() for name, value in agent.items()}
+
+    ends = train("Ends")
+    assert train("Narrow") == ends
+    assert train("Wide") == ends
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_action_that_can_not_move_is_trained_with(script):
+    run(script, "--env-id envs:Strict-v0")
+    returns = read_json(RUN / "result.json")["final_evaluation"]["returns"]
+    assert np.isfinite(returns).all()
 
 
 OBSERVATIONS = [
@@ -83,41 +114,107 @@ OBSERVATIONS = [
 def test_observations_become_one_vector(space, told, flat):
     task = td3.Task(Recorder(space=space, told=told))
     observation, _ = task.reset(seed=1)
-    assert observation.dtype == np.float32 and observation.tolist() == flat
     assert task.observation_space == Box(-np.inf, np.inf, (len(flat),), np.float32)
+    assert observation.dtype == np.float32
+    assert observation.tolist() == flat
 
 
-def test_dm_control_keeps_the_order_of_its_specification_and_its_streams(monkeypatch):
-    """Against the task itself: observations and rewards bit for bit."""
+@pytest.mark.parametrize("env_id", ["Mixed", "Arrays"])
+def test_odd_types_are_trained_with(env_id):
+    command = run("sac", f"--env-id envs:{env_id}-v0")
+    lengths = {row[5] for row in evaluations(RUN)}
+    assert lengths == {9}
+    assert not command.stderr
+
+
+# ------------------------------------------------------------------------------------------- dm_control, simulators
+
+
+@pytest.fixture
+def walker(monkeypatch):
+    """A dm_control task, and the same task as dm_control has it."""
     monkeypatch.setenv("MUJOCO_GL", "disable")
     task = td3.make_env("walker-walk")
-    observation, _ = task.reset(seed=5)
-    again = task.reset(seed=5)[0]
-    raw = task.unwrapped._env
-    assert task.observation_space.shape == (24,) and [*raw.observation_spec()] == ["orientations", "height", "velocity"]
-    assert np.array_equal(observation, again) and not np.array_equal(observation, task.reset(seed=6)[0])
+    return task, task.unwrapped._env
+
+
+def test_dm_control_gives_what_it_computes_in_the_order_of_the_space(walker):
+    task, raw = walker
+    task.reset(seed=5)
     for action in np.random.default_rng(0).uniform(-1, 1, (20, 6)).astype(np.float32):
-        observation, reward, *ends, _ = task.step(action)
-        parts = [np.ravel(part) for part in raw.task.get_observation(raw.physics).values()]
-        assert np.array_equal(observation, np.concatenate(parts, dtype=np.float32))
-        assert reward == raw.task.get_reward(raw.physics) and ends == [False, False]
-    raw.physics.data.qvel[:] = np.nan  # what diverges
-    last = observation
-    observation, reward, *ends, _ = task.step(action)
-    assert np.array_equal(observation, last) and reward == 0 and ends == [False, True]
+        observation, reward, terminated, truncated, _ = task.step(action)
+        parts = raw.task.get_observation(raw.physics)
+        flat = [*np.ravel(parts["height"]), *parts["orientations"], *parts["velocity"]]
+        assert np.array_equal(observation, np.float32(flat))
+        assert reward == raw.task.get_reward(raw.physics)
+        assert not terminated
+        assert not truncated
 
 
-@pytest.mark.parametrize("env_id", ["Mixed", "Arrays", "Diverges"])
-def test_odd_tasks_that_train(env_id):
-    """Dictionaries with images, numbers as arrays, and a simulation that diverges in training's step 25."""
-    command = run("sac", f"--env-id envs:{env_id}-v0 --keep-checkpoint --eval-frequency 100")
+def test_dm_control_begins_from_the_seed(walker):
+    task, _ = walker
+    first, same, other = [task.reset(seed=seed)[0] for seed in (5, 5, 6)]
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_dm_control_that_diverges_ends_the_episode_before(walker):
+    task, raw = walker
+    last, _ = task.reset(seed=5)
+    raw.physics.data.qvel[:] = np.nan
+    observation, *rest = task.step(np.zeros(6, np.float32))
+    assert np.array_equal(observation, last)
+    assert rest == [0, False, True, {}]
+
+
+def test_an_episode_that_diverges_is_cut_short_in_training():
+    command = run("sac", "--env-id envs:Diverges-v0 --keep-checkpoint --eval-frequency 100")
+    rows = transitions()[48:50]  # of the step 25
+    assert (rows[:, 1] == 6).all()
+    assert torch.equal(rows[:, :3], rows[:, 3:6])
+    assert not rows[:, -2:].any()  # reward and termination
+    assert "it diverged; the episode is cut short" in command.stdout
     assert not command.stderr
-    assert {row[5] for row in evaluations(RUN)} == {9}
-    if env_id == "Diverges":  # cut short: reward 0, the observation before, and no termination
-        rows = checkpoint(RUN)["rb"]["rows"][48:50]
-        assert torch.equal(rows[:, :3], rows[:, 3:6]) and not rows[:, -2:].any() and (rows[:, 1] == 6).all()
-        assert "it diverged; the episode is cut short" in command.stdout
 
+
+def simulators() -> list[psutil.Process]:
+    pids = [int(line) for line in Path("simulators").read_text().splitlines()]
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize("env_id", ["Simulator", "StubbornSimulator"])
+def test_simulators_end_with_training_and_evaluation(env_id):
+    """Those of a close() that does not return, too."""
+    run("td3", f"--env-id envs:{env_id}-v0")
+    assert len(Path("simulators").read_text().splitlines()) == 3
+    assert not simulators()
+    run("td3", "--evaluate run")
+    assert not simulators()
+
+
+def test_simulators_end_after_an_error():
+    run("td3", "--env-id envs:SimulatorFails-v0", status=1, traceback=True)
+    assert not simulators()
+
+
+def test_simulators_end_at_sigterm():
+    command = start("td3", "--env-id envs:Simulator-v0 --total-timesteps 1000000")
+    command.wait_for("step 20: return")
+    os.kill(command.pid, signal.SIGTERM)
+    command.end(143)
+    assert not simulators()
+
+
+def test_simulators_end_at_ctrl_c():
+    """Which the whole process group gets."""
+    command = start("td3", "--env-id envs:Simulator-v0 --total-timesteps 1000000")
+    command.wait_for("step 20: return")
+    os.killpg(command.pid, signal.SIGINT)
+    command.end(130)
+    assert not simulators()
+
+
+# --------------------------------------------------------------------------------------------------- what breaks
 
 BROKEN = {
     "NanReward": "the reward is nan",
@@ -126,106 +223,117 @@ BROKEN = {
     "InfiniteObservation": "the observation is not finite",
     "InfiniteLast": "the observation is not finite",
     "NanFirst": "the observation is not finite",
-    "Raises": "RuntimeError: unexpected end of file; --resume",  # no advice on Gymnasium's API
+    "Raises": "RuntimeError: unexpected end of file;",  # no advice on Gymnasium's API
+    "Unpicklable": "RuntimeError: ('unexpected end', ",
+    "Aborts": "a simulation worker died",
 }
+LAST_STEP = {"InfiniteLast": 26, "NanFirst": 26}  # of the others it is 24
+WITH_TRACEBACK = ["Raises", "Unpicklable"]  # of the environment's own code
+
+
+@pytest.fixture(params=["--learning-starts 20", "--learning-starts 1000"])
+def off_policy_arguments(request):
+    """A run that breaks while it learns, and one that does in its warm-up."""
+    return request.param
+
+
+def check_broken(script: str, env_id: str, step: int, words: str):
+    """A run ends with the one line, below a traceback of the environment's own code; the step before is saved."""
+    words = f"--env-id envs:{env_id}-v0 --eval-frequency 50 --total-timesteps 40 {words}"
+    command = run(script, words, status=1, traceback=env_id in WITH_TRACEBACK)
+    *above, last = command.stderr.splitlines()
+    assert last.startswith(f"{script}.py: error: step {step}: ")
+    assert BROKEN[env_id] in last
+    assert last.endswith("; --resume goes on from the checkpoint")
+    assert bool(above) == (env_id in WITH_TRACEBACK)
+    assert not (RUN / "result.json").exists()
+    saved = checkpoint(RUN)
+    assert saved["global_step"] == step
+    for value in saved["agent"].values():
+        assert value.isfinite().all()
 
 
 @pytest.mark.parametrize("env_id", BROKEN)
+def test_what_breaks_is_named_and_not_stored(env_id, off_policy_arguments):
+    step = LAST_STEP.get(env_id, 24)
+    check_broken("ams_td3", env_id, step, off_policy_arguments)
+    assert len(transitions()) == 2 * step
+    assert transitions().isfinite().all()
+
+
+@pytest.mark.parametrize("env_id", BROKEN)
+@pytest.mark.parametrize("num_steps", ["--num-steps 16", "--num-steps 64"])
+def test_what_breaks_is_named_and_not_stored_by_ppo(env_id, num_steps):
+    step = LAST_STEP.get(env_id, 24)
+    if env_id == "NanFirst":  # PPO resets once more
+        step = 17
+    check_broken("ppo", env_id, step, num_steps)
+    for part in checkpoint(RUN)["rollout"].values():
+        assert part.isfinite().all()
+
+
 @pytest.mark.parametrize("script", ["ams_td3", "ppo"])
-@pytest.mark.parametrize("learning_starts", ["--learning-starts 20", "--learning-starts 1000"])
-def test_what_breaks_in_training_is_named_and_not_stored(script, env_id, learning_starts):
-    """The run ends at this step, in warm-up too, and goes on from the step before. The environment's own exceptions
-    keep their traceback, above our line."""
-    step = {"InfiniteLast": 26, "NanFirst": 17 if script == "ppo" else 26}.get(env_id, 24)  # PPO resets once more
-    if script == "ppo":
-        learning_starts = "" if "20" in learning_starts else "--num-steps 64"
-    words = f"--env-id envs:{env_id}-v0 --eval-frequency 50 --total-timesteps 40", learning_starts
-    command = run(script, *words, status=1, traceback=env_id == "Raises")
-    *above, last = command.stderr.splitlines()
-    assert last.startswith(f"{script}.py: error: step {step}: environment ")
-    assert BROKEN[env_id] in last and last.endswith("; --resume goes on from the checkpoint")
-    assert not above or env_id == "Raises"
-    assert not (RUN / "result.json").exists()
-    saved = checkpoint(RUN)
-    stored = [saved["rb"]["rows"]] if script != "ppo" else [*saved["rollout"].values()]
-    assert all(torch.isfinite(part).all() for part in [*stored, *saved["agent"].values()])
-    assert saved["global_step"] == step and (script == "ppo" or len(stored[0]) == 2 * step)
-    if env_id == "NanReward":
-        run(script, *words, "--resume")
-        assert read_json(RUN / "result.json")["global_step"] == 40
+def test_a_run_that_broke_goes_on(script):
+    words = "--env-id envs:NanReward-v0 --eval-frequency 50 --total-timesteps 40"
+    run(script, words, status=1)
+    run(script, words, "--resume")
+    assert read_json(RUN / "result.json")["global_step"] == 40
 
 
 AT_ONCE = {
-    "NanAtOnce": ("the reward is nan",),
-    "InfiniteAtOnce": ("the observation is not finite",),
-    "Scalar": ("shape", "()", "(3,)"),
-    "Single": ("shape", "(1,)", "(3,)"),
-    "Column": ("shape", "(3, 1)", "(3,)"),
-    "Nested": ("shape", "(3,)", "(2,)"),
-    "FourValues": ("unpack", "step() returns 5 values"),
-    "NoInfo": ("unpack", "reset(seed=..., options=...) 2"),
-    "NoSeed": ("seed",),
-    "OnlyHere": ("can't be made", "no licence in this worker"),
-    "Differs": ("can't be made", "observation spaces are not equivalent"),
+    "NanAtOnce": ["the reward is nan"],
+    "InfiniteAtOnce": ["the observation is not finite"],
+    "Scalar": ["shape", "()", "(3,)"],
+    "Single": ["shape", "(1,)", "(3,)"],
+    "FourValues": ["unpack", "step() returns 5 values"],
+    "NoInfo": ["unpack", "reset(seed=..., options=...) 2"],
+    "NoSeed": ["seed"],
 }
 
 
 @pytest.mark.parametrize("env_id", AT_ONCE)
 def test_what_breaks_at_once_does_not_advise_to_resume(env_id):
-    """In the evaluation at step 0 or before. One line, below the traceback of the user's own error in making it."""
-    status = 2 if env_id in ("OnlyHere", "Differs") else 1
-    command = run("td3", f"--env-id envs:{env_id}-v0", status=status, traceback=env_id == "OnlyHere")
-    *above, last = command.stderr.splitlines()
-    assert last.startswith("td3.py: error: ") and all(part in last for part in AT_ONCE[env_id])
-    assert len(above) < (50 if env_id == "OnlyHere" else 20 if env_id == "Differs" else 1), above
-    assert "ConnectionReset" not in command.stderr and "--resume" not in last
+    line = fails("td3", f"--env-id envs:{env_id}-v0", *AT_ONCE[env_id], status=1)
+    assert "--resume" not in line
     assert not (RUN / "checkpoint.pt").exists()
 
 
-def test_limits_of_the_machine_are_named():
-    """A replay buffer that does not fit, by what is free or by `ulimit -v`; and too many open files."""
-    fails("td3", "--buffer-size 100000000000", "the replay buffer does not fit")
-    limit = "import os, psutil, resource; used = psutil.Process().memory_info().vms + 2**29; "
-    limit += "resource.setrlimit(resource.RLIMIT_AS, (used, used))"
-    fails("td3", "--buffer-size 20000000", "the replay buffer does not fit", before=limit)
-    fails("ppo", "--num-steps 20000000", "memory is too small", before=limit)
-    limit = "import os, resource; used = len(os.listdir('/proc/self/fd')) + 12; "
-    limit += "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))"
-    fails("td3", "--num-envs 30", "Too many open files", before=limit)
+@pytest.mark.parametrize("env_id", ["Exits", "ExitsAtOnce"])
+def test_a_constructor_that_ends_its_process_is_an_error(env_id):
+    fails("td3", f"--env-id envs:{env_id}-v0", "can't be made: its process ended with status 0")
 
 
-def test_one_seed_is_one_run_whatever_numbers_an_environment_draws():
-    for name in ("one", "two"):
-        run("td3", f"--env-id envs:Streams-v0 --run-dir {name} --keep-checkpoint")
-    one, two = (checkpoint(Path(name))["rb"]["rows"] for name in ("one", "two"))
-    assert torch.equal(one, two)
-    for column in range(3):
-        assert len(one[:, column].unique()) == len(one), "every step of every environment draws another number"
+MADE_LATER = {
+    "SecondFails": "RuntimeError: no licence left",
+    "SecondDiffers": "observation spaces are not equivalent",
+    "SecondExits": "a simulation worker died",
+}
 
 
-def simulators() -> list[psutil.Process]:
-    pids = [int(line) for line in Path("simulators").read_text().split()]
-    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+@pytest.mark.parametrize("env_id", MADE_LATER)
+def test_a_task_that_only_one_process_can_make_is_an_error(env_id):
+    command = run("td3", f"--env-id envs:{env_id}-v0", status=2, traceback=env_id == "SecondFails")
+    *_, last = command.stderr.splitlines()
+    assert last.startswith(f"td3.py: error: --env-id envs:{env_id}-v0 can't be made: ")
+    assert MADE_LATER[env_id] in command.stderr
 
 
-@pytest.mark.parametrize("how", ["complete", "error", "SIGTERM", "SIGINT", "stubborn"])
-def test_simulators_in_processes_of_their_own_are_ended(how):
-    """By close(); a worker whose close() does not return is killed, and its simulator is not ours to know."""
-    env_id = {"error": "SimulatorFails", "stubborn": "StubbornSimulator"}.get(how, "Simulator")
-    command = start("td3", f"--env-id envs:{env_id}-v0 --total-timesteps {10**6 if 'SIG' in how else 40}")
-    if "SIG" in how:
-        command.wait_for("step 20: return")
-        os.killpg(command.pid, signal.SIGINT) if how == "SIGINT" else os.kill(command.pid, signal.SIGTERM)
-    elif how == "complete":
-        command.end()
-        assert len(Path("simulators").read_text().split()) >= 3  # some only look whether the task can be made
-        assert not simulators()
-        command = start("td3", "--evaluate run")
-    command.end({"error": 1, "SIGTERM": 143, "SIGINT": 130}.get(how, 0), traceback=how == "error")
-    left = simulators()
-    assert len(left) == (2 if how == "stubborn" else 0)
-    for simulator in left:
-        simulator.kill()
+MEMORY = "import os, psutil, resource; used = psutil.Process().memory_info().vms + 2**29; "
+MEMORY += "resource.setrlimit(resource.RLIMIT_AS, (used, used))"
+FILES = "import os, resource; used = len(os.listdir('/proc/self/fd')) + 12; "
+FILES += "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))"
+LIMITS = [
+    ("td3", "--buffer-size 100000000000", "", "the replay buffer does not fit"),
+    ("td3", "--buffer-size 20000000", MEMORY, "the replay buffer does not fit"),
+    ("ppo", "--num-steps 20000000", MEMORY, "memory is too small"),
+    ("td3", "--num-envs 30", FILES, "Too many open files"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "limit", "message"), LIMITS)
+def test_a_limit_of_the_machine_is_named(script, words, limit, message):
+    """By what memory is free, by `ulimit -v`, by `ulimit -n`."""
+    fails(script, words, message, before=limit)
 
 
 def test_an_evaluation_without_end_says_so_and_hears_signals():
@@ -234,19 +342,62 @@ def test_an_evaluation_without_end_says_so_and_hears_signals():
     workers = command.workers()
     os.kill(command.pid, signal.SIGTERM)
     command.end(143)
-    assert "stopped by SIGTERM at step 0" in command.stdout and not command.stderr
+    assert "stopped by SIGTERM at step 0" in command.stdout
+    assert not command.stderr
     wait_for_end(workers)
 
 
-def test_evaluate_networks_of_another_version():
+@pytest.mark.parametrize("momentum", [{}, {"epsilon": 0.1, "momentum": 0.9}])
+def test_networks_of_another_version_are_not_played(momentum):
+    """An argument is missing, or unknown."""
     run("ams_td3", "--total-timesteps 21")
-    played = run("ams_td3", "--evaluate run").stdout.split("mean")[1]
     saved = checkpoint(RUN, "ams_td3.pt")
-    epsilon = saved["args"].pop("epsilon")
-    torch.save(saved, "fewer.pt")
-    command = run("ams_td3", "--evaluate fewer.pt")
-    assert f"fewer.pt has no argument epsilon ({epsilon}); the default is taken\n" in command.stdout
-    assert command.stdout.split("mean")[1] == played
-    saved["args"] |= {"epsilon": epsilon, "momentum": 0.9}
-    torch.save(saved, "more.pt")
-    fails("ams_td3", "--evaluate more.pt", "more.pt", "unexpected keyword argument 'momentum'")
+    del saved["args"]["epsilon"]
+    saved["args"] |= momentum
+    torch.save(saved, "other.pt")
+    fails("ams_td3", "--evaluate other.pt", "other.pt", "another version wrote it")
+
+
+# ------------------------------------------------------------------------------------- what disturbs its process
+
+
+@pytest.mark.parametrize("env_id", ["SmallSeeds", "LeavesThread"])
+def test_training_ends_well(env_id):
+    """Seeds fit into a C int; a thread that never ends does not keep the program."""
+    command = run("td3", f"--env-id envs:{env_id}-v0")
+    assert not command.stderr
+    assert (RUN / "result.json").exists()
+
+
+def test_a_close_that_fails_is_shown_and_stops_nothing():
+    command = run("td3", "--env-id envs:CloseFails-v0", traceback=True)
+    assert "warning: environment 1: RuntimeError: the simulator is gone already\n" in command.stdout
+    assert (RUN / "result.json").exists()
+
+
+def test_the_run_directory_is_where_the_shell_was():
+    run("td3", "--env-id envs:ChangesFolder-v0 --run-dir run")
+    assert (RUN / "result.json").exists()
+
+
+def test_settings_of_pytorch_are_the_learners_own():
+    run("td3", "--env-id envs:Walk-v0 --run-dir plain")
+    run("td3", "--env-id envs:ChangesTorch-v0 --run-dir changed")
+    assert evaluations(Path("changed")) == evaluations(Path("plain"))
+
+
+def test_statistics_that_no_checkpoint_has_are_warned_of_once():
+    warning = "warning: envs:Normalized-v0 normalizes by statistics that no checkpoint has"
+    trained = run("td3", "--env-id envs:Normalized-v0")
+    played = run("td3", "--evaluate run")
+    assert trained.stdout.count(warning) == 1
+    assert played.stdout.count(warning) == 1
+
+
+def test_one_seed_is_one_run_whatever_numbers_an_environment_draws():
+    for name in ("one", "two"):
+        run("td3", f"--env-id envs:Streams-v0 --run-dir {name} --keep-checkpoint")
+    one = transitions(Path("one"))
+    assert torch.equal(one, transitions(Path("two")))
+    different = [len(column.unique()) for column in one[:, :3].T]
+    assert different == [len(one)] * 3, "every step of every environment draws another number"
