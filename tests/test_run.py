@@ -332,7 +332,7 @@ def test_a_warning_where_nothing_is_learned():
     assert "warning: nothing is learned in 1 steps: --learning-starts is 20" in command.stdout
 
 
-# --------------------------------------------------------------------------------------------------------- what is stored
+# ------------------------------------------------------------------------------------------------ what is stored
 
 
 @pytest.fixture(params=WITH_BUFFER)
