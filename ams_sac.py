@@ -526,11 +526,11 @@ def train(args: Args, run: "Run", envs) -> int:
 # =========================== the plumbing: from here on, the same text in all five scripts ===========================
 ALGORITHM = Args.exp_name  # the default names the script
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of worker processes
-PATIENCE = 3  # seconds for an environment that does not answer, after a signal and when it is closed
+PATIENCE = 3  # seconds to wait for an environment that does not answer: after a signal, and again when it is closed
 TRAINING, EVALUATION, WARM_UP, MAKING = range(4)  # independent streams of random numbers
 CSV_HEADER = "step,frames,updates,wall_seconds,episode,return,length"
 
-# Arguments that say where and how a run goes on, not what it computes: --resume may change them.
+# Arguments that --resume may change: where, how long and how closely watched a run goes on, not the method.
 MAY_CHANGE = [
     "total_timesteps",
     "device",
@@ -728,12 +728,12 @@ class Output(io.FileIO):
         try:
             return super().write(data)
         except OSError:
-            return len(data)
+            return len(data)  # as if it were written
 
 
 def leave_signals_to_trainer():
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, lambda *_: None)  # SIG_IGN would pass on to simulators, which a SIGTERM must end
+        signal.signal(signum, lambda *_: None)  # simulators would inherit SIG_IGN, and a SIGTERM must end them
 
 
 def become_worker(seed: int):
@@ -749,7 +749,7 @@ def become_worker(seed: int):
 
 def send_spaces(args: Args, answers):
     """What the process of find_spaces does."""
-    become_worker(args.seed)
+    become_worker(*derive_seeds(args.seed, MAKING, count=1))
     try:
         env = make_env(args.env_id)
     except Exception as error:
@@ -789,7 +789,7 @@ def find_spaces(args: Args) -> list[gym.Space]:
 
 def make_in_worker(args: Args, index: int, film: Path | None, spaces: list[gym.Space], trainer: int) -> gym.Env:
     """Makes environment `index` in its worker process; the first is filmed, if `film` says where."""
-    if os.getpid() == trainer:  # AsyncVectorEnv makes one more there, and asks it for its spaces
+    if os.getpid() == trainer:  # AsyncVectorEnv makes one there to read its spaces, which are known
         env = gym.Env()
         env.observation_space, env.action_space = spaces
         return env
@@ -819,6 +819,7 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         gym.logger.min_level = gym.logger.ERROR + 1  # what fails becomes one line of ours
         try:
             super().__init__(makers, copy=False, context=START_METHOD, autoreset_mode="SameStep")
+            hear_signals(stop)
         except BaseException as error:
             self.close_extras()
             if isinstance(error, SystemExit):  # at a signal
@@ -839,9 +840,8 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         end = math.inf
         while waiting:
             waiting -= set(multiprocessing.connection.wait(waiting, timeout=1))
-            if not self.stop:
-                continue
-            end = min(end, time.monotonic() + PATIENCE)
+            if self.stop:
+                end = min(end, time.monotonic() + PATIENCE)
             if waiting and time.monotonic() > end:
                 raise TimeoutError("an environment does not answer")
 
@@ -862,10 +862,12 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 
 def kill(process):
     """Kills a process that has not ended, and all that it started: no simulator outlives a run."""
-    if process.is_alive():
-        for child in psutil.Process(process.pid).children(recursive=True):
+    if not process.is_alive():
+        return
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
             child.kill()
-        process.kill()
+    process.kill()
 
 
 def what_failed(error: BaseException) -> str:
@@ -911,19 +913,16 @@ def play(args: Args, device: torch.device, stop: list[int]) -> int:
     saved = load_file(path)
     trained = {name: value for name, value in saved["args"].items() if name not in MAY_CHANGE}
     args = tyro.cli(Args, description=__doc__, default=Args(**trained))  # what is not given is as it was trained
-    for name, value in trained.items():
-        given = getattr(args, name)
-        if given != value and name not in ("seed", "num_envs", "eval_episodes"):
-            fail(f"{path} was trained with {flag(name)} {value}, not {given}")
+    refuse_changes(path, saved["args"], asdict(args), [*MAY_CHANGE, "seed", "num_envs", "eval_episodes"])
     name = f"{path.stem}_step{saved['global_step']}"
     film = path.with_name(name) if args.capture_video else None
-    envs = WorkerEnvs(args, find_spaces(args), stop, film)
-    hear_signals(stop)
-    with contextlib.closing(envs):
+    with contextlib.closing(WorkerEnvs(args, find_spaces(args), stop, film)) as envs:
         agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args).to(device)
         agent.load_state_dict(saved["agent"])
         try:
             result = evaluate(agent.policy, envs, args.seed, args.eval_episodes, device, stop)
+        except TimeoutError:  # a signal came, and an environment does not answer
+            result = None
         except ChildProcessError as error:
             if film:
                 fail(f"no video: {error}; if OpenGL is missing: apt install libegl1 libgl1-mesa-dri", 1)
@@ -1011,6 +1010,8 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             if any(self.dir.glob("[!.]*")):
                 was = json.loads((self.dir / "args.json").read_text())
+                if "algorithm" not in was:
+                    raise ValueError("its args.json is not that of a run")
             self.lock = open(self.dir / ".lock", "w")  # held until the process ends, however it ends
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -1021,13 +1022,10 @@ class Run:
             return
         if not self.args.resume:
             fail(f"{self.dir} exists; --resume goes on with it, --overwrite deletes it, --run-dir goes elsewhere")
-        now = {"algorithm": ALGORITHM, **asdict(self.args)}
-        for name in now:
-            may_change = name in MAY_CHANGE
-            if name == "total_timesteps" and now.get("anneal_lr"):  # it sets the step size
-                may_change = False
-            if not may_change and was.get(name) != now[name]:
-                fail(f"{self.dir} was trained with {flag(name)} {was.get(name)}, not {now[name]}")
+        may_change = MAY_CHANGE
+        if getattr(self.args, "anneal_lr", False):
+            may_change = [name for name in MAY_CHANGE if name != "total_timesteps"]  # it sets the step size
+        refuse_changes(self.dir, was, {"algorithm": ALGORITHM, **asdict(self.args)}, may_change)
         if not (self.dir / "result.json").exists():
             return
         if self.args.total_timesteps <= was["total_timesteps"]:
@@ -1055,12 +1053,14 @@ class Run:
             self.wandb_id = checkpoint["wandb_id"]
             self.rng.bit_generator.state = checkpoint["numpy_rng"]
             torch.set_rng_state(checkpoint["torch_rng"])
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
             for name, part in parts.items():
                 if isinstance(part, optim.Optimizer):  # its settings follow from this run's device
                     checkpoint[name]["param_groups"] = part.state_dict()["param_groups"]
                 part.load_state_dict(checkpoint[name])
-            (self.dir / "result.json").unlink(missing_ok=True)  # of a run that is made longer
+            for name in ("result.json", f"{self.args.exp_name}.pt"):  # of a run that is made longer
+                (self.dir / name).unlink(missing_ok=True)
         args = asdict(self.args)
         replace_file(self.dir / "args.json", {"algorithm": ALGORITHM, **args})
         replace_file(self.dir / "evaluations.csv", "\n".join(self.evaluations) + "\n")
@@ -1068,7 +1068,8 @@ class Run:
             wandb = importlib.import_module("wandb")
             wandb.init(name=self.dir.name, id=self.wandb_id, resume="allow", config=args, sync_tensorboard=True)
         threading.excepthook = hide_write_errors
-        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + resumed)  # all, if no step was saved
+        # Readers skip what older files have from this step on: what was logged after the checkpoint, or all.
+        self.writer = SummaryWriter(self.dir, purge_step=self.global_step + 1 if resumed else 0)
         rows = "".join(f"|{name}|{value}|\n" for name, value in args.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.first_step = self.global_step  # of this process
@@ -1150,7 +1151,9 @@ class Run:
         step = self.global_step
         finished = step >= self.args.total_timesteps
         self.over = finished or bool(self.stop)
-        due = self.args.keep_checkpoint if finished else step % self.args.checkpoint_frequency == 0
+        due = step % self.args.checkpoint_frequency == 0
+        if finished:  # the result follows
+            due = self.args.keep_checkpoint
         if step == self.saved_step or not (due or now or self.stop):
             return
         for name, value in self.parts["agent"].state_dict().items():
@@ -1167,7 +1170,7 @@ class Run:
             "wandb_id": self.wandb_id,
             "numpy_rng": self.rng.bit_generator.state,
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
         for name, part in self.parts.items():
             checkpoint[name] = part.state_dict()
@@ -1215,7 +1218,7 @@ class Run:
 
 
 def hide_write_errors(failure):
-    """Of threads: what TensorBoard's can't write, it raises in log_scalars again."""
+    """Keeps TensorBoard's thread silent about what it can't write, since log_scalars raises the same."""
     if failure.exc_type is not OSError:
         threading.__excepthook__(failure)
 
@@ -1225,6 +1228,13 @@ def hide_write_errors(failure):
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def refuse_changes(path: Path, was: dict, now: dict, may_change: list[str]):
+    """Ends the program if an argument is not as the run in `path` was trained with."""
+    for name in now:
+        if name not in may_change and was.get(name) != now[name]:
+            fail(f"{path} was trained with {flag(name)} {was.get(name)}, not {now[name]}")
 
 
 def check_args(args: Args):
@@ -1282,10 +1292,8 @@ def train_in_workers(args: Args, device: torch.device, stop: list[int]) -> int:
     """Trains, and saves the last whole step if an environment fails or hangs; returns the exit status."""
     spaces = find_spaces(args)
     run = Run(args, device, stop)  # before workers are started: a finished or busy run answers at once
-    envs = WorkerEnvs(args, spaces, stop)  # before threads and CUDA start
-    hear_signals(stop)
     try:
-        with contextlib.closing(envs):
+        with contextlib.closing(WorkerEnvs(args, spaces, stop)) as envs:  # before threads and CUDA start
             return train(args, run, envs)
     except TimeoutError:  # a signal came, and an environment does not answer
         run.save(now=True)
@@ -1321,7 +1329,7 @@ def main() -> int:
     except (OSError, EOFError) as error:
         fail(what_failed(error), 1)
     except (RuntimeError, MemoryError) as error:
-        if "alloc" not in str(error) and "state_dict" not in str(error):
+        if "alloc" not in str(error).lower() and "state_dict" not in str(error):
             raise
         fail(f"memory is too small, or the networks are of another version: {str(error)[:250]}")
 
