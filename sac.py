@@ -888,6 +888,8 @@ class Run:
     def __init__(self, args: Args, device: torch.device, stop: list[int]):
         name = f"{args.env_id.replace('/', '_')}__{args.exp_name}__{args.seed}"
         self.dir = Path(args.run_dir or f"runs/{name}").expanduser().absolute()
+        if not str(self.dir).isprintable():
+            fail(f"--run-dir {str(self.dir)!r} has a character that TensorBoard can't write")
         self.args = args
         self.device = device
         self.stop = stop  # the signals that came
@@ -991,9 +993,12 @@ class Run:
 
     def log_scalars(self, scalars: dict[str, float]):
         """Writes scalars of the current step to TensorBoard, at once: a checkpoint relies on what is before it."""
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, self.global_step)
-        self.writer.flush()
+        try:
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, self.global_step)
+            self.writer.flush()
+        except OSError as error:
+            raise OSError(f"TensorBoard's log in {self.dir} can't be written: {error}") from error
 
     def evaluate(self, policy, envs: WorkerEnvs) -> bool:
         """Every --eval-frequency steps and at the end, plays the policy; returns whether the environments did so."""
@@ -1182,6 +1187,7 @@ def hear_signals(stop: list[int]):
 
     def hear(signum, frame):
         if signum == signal.SIGINT and signum in stop:
+            set_handlers(signal.SIG_IGN)  # a third one would come in between
             for process in multiprocessing.active_children():
                 kill(process)
             os._exit(128 + signum)

@@ -104,7 +104,7 @@ def test_short_and_full_ids_are_trained(package, env_id, full_id):
 def test_a_trained_robot_is_played(package):
     run_with(package, "ams_td3", "--total-timesteps 1 --env-id h1-stand")
 
-    played = run_with(package, "ams_td3", "--evaluate run")
+    played = run_with(package, "ams_td3", "--evaluate run --env-id h1-stand")
 
     assert "mean 13.00, std 0.00 over 3 episodes" in played.stdout
 

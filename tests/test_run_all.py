@@ -657,7 +657,7 @@ def test_a_pasted_line_is_the_same_run(trained):
     pasted = subprocess.run(line, shell=True, cwd=trained.folder, capture_output=True, text=True)
 
     assert pasted.returncode == 0
-    assert pasted.stdout == "runs/walker-walk__td3__0 is complete\n"
+    assert pasted.stdout == f"{trained.runs.resolve()}/walker-walk__td3__0 is complete\n"
 
 
 def test_a_complete_run_is_unfinished_where_more_steps_are_asked_for(trained):
