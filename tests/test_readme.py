@@ -15,7 +15,7 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 PROSE = FENCED.sub("", README)
 FILES = {"python": "my_envs.py", "diff": "ball.diff"}  # a block's language, and as what its reader saves it
 SMALL = (
-    " --device cpu --num-envs 2 --eval-episodes 1 --total-timesteps 30 --learning-starts 20 --batch-size 8"
+    " --device cpu --num-envs 1 --eval-episodes 1 --total-timesteps 30 --learning-starts 20 --batch-size 8"
     " --buffer-size 1000 "
 )
 # A run there with episodes of some steps: to film 1,000 of a dog takes minutes.
@@ -72,7 +72,7 @@ def shell(command: str, folder: Path) -> str:
     environ = dict(os.environ)
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     environ["CUDA_VISIBLE_DEVICES"] = ""
-    words = ["bash", "-e", "-c", f"{command}\nwait"]
+    words = ["bash", "-e", "-c", f"{command}\nwait $!"]
     done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=LIMIT)
     if done.returncode != 0 or "Traceback" in done.stderr:
         raise AssertionError(f"{command}\n{done.stdout}{done.stderr}")
