@@ -470,12 +470,11 @@ class Task(gym.Wrapper):
             width = box.high.astype(np.float64) - box.low
         if not np.all(width < 1e9) or not env.observation_space.is_np_flattenable:  # 1e10 in dm_control's lqr
             raise ValueError(f"{box}, {env.observation_space}: needed is a vector of bounded continuous actions")
-        env = gym.wrappers.FlattenObservation(env)
-        super().__init__(gym.wrappers.DtypeObservation(env, np.float32))
+        super().__init__(gym.wrappers.FlattenObservation(env))
         self.action_scale = width / 2
         self.action_bias = box.low + width / 2
         self.action_space = gym.spaces.Box(-1, 1, box.shape)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, self.env.observation_space.shape)
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
@@ -507,6 +506,8 @@ class Task(gym.Wrapper):
             return self.last_observation, 0.0, False, True, {}
 
     def check(self, observation):
+        # DtypeObservation would refuse a space that is wider than float32.
+        observation = observation.astype(np.float32)
         wanted = self.observation_space.shape
         if observation.shape != wanted:
             raise ValueError(f"the observation has the shape {observation.shape}, its space {wanted}")
@@ -622,7 +623,6 @@ def become_worker(seed: int):
     leave_signals_to_trainer()
     os.nice(5)  # where cores are scarce, a step is as long as the learner: workers take what it leaves
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", ".*precision lowered")  # Task's float32
     sys.stdout = io.TextIOWrapper(Output(1, "w", closefd=False), line_buffering=True)
     sys.stderr = io.TextIOWrapper(Output(2, "w", closefd=False), line_buffering=True)
     seed_everything(seed)

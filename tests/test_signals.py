@@ -71,7 +71,7 @@ def test_a_signal_ends_a_run_whose_environment_is_not_made(kind, signum, send):
 
 def test_a_second_ctrl_c_ends_at_once():
     """It does not wait for the environment, and saves nothing."""
-    command = start_hanging("HangsInStep")
+    command = start_hanging("HangsInStep", "--checkpoint-frequency 1000")
 
     def interrupt():
         if command.process.is_alive():
