@@ -632,7 +632,8 @@ def test_smoke_trains_every_script(project):
 
     assert output.endswith("5 runs: 5 done \n")
     for script in SCRIPTS:
-        assert project.log(f"walker-walk__{script}__0").count("--resume") == 1
+        command = project.log(f"walker-walk__{script}__0").splitlines()[0]
+        assert command.count("--resume") == 1
 
 
 def test_an_argument_that_the_first_script_does_not_know_is_tried_once(project):
@@ -691,8 +692,8 @@ def test_real_runs_save_at_ctrl_c_and_two_terminals_go_on_with_them(project):
     assert "2 runs: 2 done \n" in "".join(outputs)
     for log in map(project.log, NAMES):  # which goes on from the last step
         assert log.count("stopped by SIG") == 1
-        assert log.count("from step 0,") == 1
-        assert log.count("complete: runs/") == 1
+        assert log.count("from step 0 to") == 1
+        assert log.count("complete: evaluation") == 1
 
 
 def test_a_killed_sweep_leaves_its_run_training_and_starts_no_other(project):
