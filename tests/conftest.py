@@ -1,6 +1,7 @@
 """Makes the scripts and what the tests share importable, on one thread; no process outlives its test."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: numbers must not depend on the machine's cores
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so it would be in the runs
 
 
 @pytest.fixture

@@ -95,7 +95,6 @@ with open(run / "started", "a") as file:
     file.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
 while "STUB_WAITS" in os.environ and not os.path.exists("go"):
     time.sleep(0.1)
-time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
 if os.environ.get("STUB_FAILS") == args["--seed"]:
     sys.exit("something is wrong")
 result = {"global_step": int(args["--total-timesteps"]), "more": 0}
@@ -439,13 +438,13 @@ def test_the_same_command_trains_what_failed_and_nothing_else(project):
     assert project.log("dog-run__ams_td3__42").count("--resume") == 2
 
 
-def test_two_terminals_share_the_runs_and_their_gpus(project):
-    project.use_stand_ins(STUB_SECONDS="0.3")
-
-    sweeps = [project.start("sampling", "--jobs", "3", "--gpus", gpus) for gpus in ("3,GPU-5", "0")]
+def test_two_terminals_share_the_runs_and_their_gpus(waiting):
+    sweeps = [waiting.start("sampling", "--jobs", "3", "--gpus", gpus) for gpus in ("3,GPU-5", "0")]
+    waiting.wait_for_starts(6)  # each terminal has three
+    (waiting.folder / "go").touch()
     outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
 
-    starts = [path.read_text().splitlines() for path in project.runs.glob("*/started")]
+    starts = [path.read_text().splitlines() for path in waiting.runs.glob("*/started")]
     assert [len(lines) for lines in starts] == [1] * 18
     assert {lines[0] for lines in starts} == {"3", "GPU-5", "0"}
     assert "18 runs: 18 done \n" in "".join(outputs)  # the other one may have ended before
