@@ -153,7 +153,10 @@ def conflicts(args: Args) -> list:
     odd = args.num_neighbors % 2 == 1
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
-        (args.batch_size > stored, f"--batch-size is more than the {stored} transitions of the first update"),
+        (
+            args.batch_size > stored,
+            f"only {stored} transitions for --batch-size: raise --learning-starts or --buffer-size",
+        ),
         (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
         (args.sampling == "antithetic" and odd, "--sampling antithetic takes pairs: an even --num-neighbors"),
     ]

@@ -140,7 +140,10 @@ def conflicts(args: Args) -> list:
     no_cuda = args.device == "cpu" or not torch.cuda.is_available()
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
-        (args.batch_size > stored, f"--batch-size is more than the {stored} transitions of the first update"),
+        (
+            args.batch_size > stored,
+            f"only {stored} transitions for --batch-size: raise --learning-starts or --buffer-size",
+        ),
         (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
     ]
 
