@@ -153,10 +153,7 @@ def conflicts(args: Args) -> list:
     odd = args.num_neighbors % 2 == 1
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
-        (
-            args.batch_size > stored,
-            f"only {stored} transitions for --batch-size: raise --learning-starts or --buffer-size",
-        ),
+        (args.batch_size > stored, f"only {stored} transitions for a batch: raise --learning-starts"),
         (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
         (args.sampling == "antithetic" and odd, "--sampling antithetic takes pairs: an even --num-neighbors"),
     ]

@@ -143,10 +143,7 @@ def conflicts(args: Args) -> list:
     no_cuda = args.device == "cpu" or not torch.cuda.is_available()
     return [
         (args.buffer_size < args.num_envs, "--buffer-size must hold one step of --num-envs transitions"),
-        (
-            args.batch_size > stored,
-            f"only {stored} transitions for --batch-size: raise --learning-starts or --buffer-size",
-        ),
+        (args.batch_size > stored, f"only {stored} transitions for a batch: raise --learning-starts"),
         (args.cuda_graphs and no_cuda, "--cuda-graphs needs CUDA"),
     ]
 
