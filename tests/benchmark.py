@@ -461,7 +461,8 @@ def main():
     check(args)
     modules = {name: importlib.import_module(name) for name in [*OFF_POLICY, "ppo"]}
     ams = modules["ams_td3"]
-    envs = ams.WorkerEnvs(ams.Args(env_id=args.env_id, num_envs=NUM_ENVS))
+    settings = ams.Args(env_id=args.env_id, num_envs=NUM_ENVS)
+    envs = ams.WorkerEnvs(settings, ams.find_spaces(settings), [])
     obs_dim = envs.single_observation_space.shape[0]
     action_dim = envs.single_action_space.shape[0]
     torch.set_num_threads(args.threads)
