@@ -150,3 +150,15 @@ def test_workers_that_are_spawned_make_the_same_run(tmp_path):
 
     assert len(evaluations(tmp_path / "spawn")) == 4
     assert evaluations(tmp_path / "spawn") == evaluations(tmp_path / "fork")
+
+
+def test_the_benchmark_measures_every_script(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    turns = ["--turns", "1", "--step-turns", "1", "--output", numbers]
+
+    python(ROOT / "tests" / "benchmark.py", "--env-id", "Pendulum-v1", *turns, cwd=tmp_path)
+
+    measured = read_json(numbers)
+    for script in SCRIPTS:
+        assert measured[f"training: {script}"] > 0
+    assert measured["update: speed of ams_td3 over port"] > 0
