@@ -136,7 +136,7 @@ def write(path, content):
 def read_csv(path, columns=None):
     """A CSV file as a DataFrame; InputError if one of these columns is missing, or a number in it is none."""
     try:
-        return pd.read_csv(path, usecols=columns, dtype=TYPES, float_precision="round_trip")
+        return pd.read_csv(path, usecols=columns, dtype=TYPES)
     except (OSError, ValueError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"{path} cannot be used: {message}") from None
