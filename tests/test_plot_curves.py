@@ -166,7 +166,10 @@ def test_variant(changed, variant):
 
 def test_long_form_holds_every_value(tmp_path):
     curve = {0: 1.5, 1000: 2.5, 3000: 3.5}
-    scalars = {"losses/qf_loss": {500: math.pi, 2000: 1.0, 3500: 2.0}, EVAL: {0: 9.0}}
+    scalars = {
+        "losses/qf_loss": {500: math.pi, 2000: 1.0, 3500: 2.0},
+        EVAL: {0: 9.0},
+    }
     write_run(tmp_path / "deep" / "er", "ams_sac", "dog-run", 7, curve, scalars=scalars, sampling="gaussian")
 
     frame = pc.load_runs(tmp_path)
@@ -184,10 +187,18 @@ def test_long_form_holds_every_value(tmp_path):
     np.testing.assert_allclose(losses["wall_seconds"], [600, 2400, 4200])
 
 
-@pytest.mark.parametrize(("damage", "fewest"), [("cut", 90), ("flipped", 40), ("rubbish", -1)])
+FEWEST = {  # values that are read, by the damage
+    "cut": 90,
+    "flipped": 40,
+    "rubbish": -1,
+}
+
+
+@pytest.mark.parametrize(("damage", "fewest"), FEWEST.items())
 def test_damaged_file_is_named_and_what_comes_before_is_used(tmp_path, capsys, damage, fewest):
     folder = write_run(tmp_path, "td3", "dog-run", 1, {0: 1.0, 1000: 1.0})
-    path = write_events(folder, {"x": {step: float(step) for step in range(0, 1000, 10)}})
+    curve = {step: float(step) for step in range(0, 1000, 10)}
+    path = write_events(folder, {"x": curve})
     data = bytearray(path.read_bytes())
     if damage == "rubbish":
         data = b"not an event file at all, but long enough"
@@ -207,7 +218,11 @@ def test_damaged_file_is_named_and_what_comes_before_is_used(tmp_path, capsys, d
 
 
 def test_a_resumed_run_shows_each_step_once(tmp_path):
-    first = write_events(tmp_path, {"a": {0: 1.0, 10: 2.0}, "b": {5: 3.0}})
+    before = {
+        "a": {0: 1.0, 10: 2.0},
+        "b": {5: 3.0},
+    }
+    first = write_events(tmp_path, before)
     first.rename(tmp_path / "events.out.tfevents.1.first")
     second = write_events(tmp_path, {"a": {5: 7.0, 20: 8.0}}, purge_step=5)
     second.rename(tmp_path / "events.out.tfevents.2.second")
@@ -238,9 +253,12 @@ def test_a_run_with_a_bad_file_is_named_and_left_out(tmp_path, capsys, name, con
 @pytest.fixture
 def unequal(tmp_path):
     """Four runs of constant returns 1 to 4: two of 40 steps, a longer one and a shorter one."""
-    for seed, last, hours in [(1, 40, 4.0), (2, 40, 8.0), (3, 60, 6.0), (4, 20, 1.0)]:
-        curve = dict.fromkeys(range(0, last + 1, 10), float(seed))
-        write_run(tmp_path, "sac", "dog-run", seed, curve, hours=hours)
+    lasts = {1: 40, 2: 40, 3: 60, 4: 20}  # by seed
+    hours = {1: 4.0, 2: 8.0, 3: 6.0, 4: 1.0}
+    for seed, last in lasts.items():
+        steps = range(0, last + 1, 10)
+        curve = dict.fromkeys(steps, float(seed))
+        write_run(tmp_path, "sac", "dog-run", seed, curve, hours=hours[seed])
     return tmp_path
 
 
@@ -260,11 +278,17 @@ def test_hours_are_means_over_the_runs_of_the_curve(unequal):
 @pytest.fixture
 def constant(tmp_path):
     """AMS, two more arms: runs of constant 100, 300 and 500, evaluated at different steps; one ends early."""
+    short = {0: 900.0, 100: 900.0}
+    steps = {  # by seed
+        1: range(0, 401, 50),
+        2: range(0, 421, 70),
+        3: range(0, 501, 100),
+    }
     for algorithm, changed in [("ams_td3", {}), ("ams_td3", {"ntd": False}), ("td3", {})]:
-        for seed, every, last in [(1, 50, 400), (2, 70, 420), (3, 100, 500)]:
-            curve = dict.fromkeys(range(0, last + 1, every), 200.0 * seed - 100)
+        for seed in steps:
+            curve = dict.fromkeys(steps[seed], 200.0 * seed - 100)
             write_run(tmp_path, algorithm, "dog-run", seed, curve, **changed)
-        write_run(tmp_path, algorithm, "dog-run", 4, {0: 900.0, 100: 900.0}, finished=False, **changed)
+        write_run(tmp_path, algorithm, "dog-run", 4, short, finished=False, **changed)
     return tmp_path
 
 
@@ -285,9 +309,10 @@ def test_tables_use_the_same_interpolated_values(constant):
 
 
 def test_values_are_interpolated_linearly_and_nothing_is_extrapolated():
-    slow = pd.DataFrame({"run": 0, "step": [10, 30], "value": [1.0, 3.0]})
-    quick = pd.DataFrame({"run": 1, "step": [0, 20, 25, 40], "value": [0.0, 8.0, 8.0, 2.0]})
-    rows = pd.concat([slow, quick]).assign(frames=0, updates=0, wall_seconds=0)
+    slow = pd.DataFrame({"step": [10, 30], "value": [1.0, 3.0]})
+    quick = pd.DataFrame({"step": [0, 20, 25, 40], "value": [0.0, 8.0, 8.0, 2.0]})
+    rows = pd.concat([slow.assign(run=0), quick.assign(run=1)])
+    rows = rows.assign(frames=0, updates=0, wall_seconds=0)
     values = pc.at_same_steps(rows, 30)
     assert values["step"].tolist() == [[10, 30], [10, 30]]
     assert values["value"].tolist() == [[1, 3], [4, 6]]
@@ -484,11 +509,15 @@ def test_final_returns_are_printed_in_the_order_of_table_2(cells, capsys):
 
 
 def test_table_b4_keeps_machines_apart(tmp_path):
-    for seed, hours, device in [(1, 1.0, "H200"), (2, 2.0, "H200"), (3, 9.0, "cpu")]:
-        write_run(tmp_path, "ams_sac", "dog-walk", seed, straight(1.0, 1_000_000), hours=hours, device=device)
+    curve = straight(1.0, 1_000_000)
+    write_run(tmp_path, "ams_sac", "dog-walk", 1, curve, hours=1.0, device="H200")
+    write_run(tmp_path, "ams_sac", "dog-walk", 2, curve, hours=2.0, device="H200")
+    write_run(tmp_path, "ams_sac", "dog-walk", 3, curve, hours=9.0, device="cpu")
     rows = pc.table_b4(*read(tmp_path))[0].set_index(["task", "algorithm"])
     own = rows.loc[[("dog-walk", "ams_sac")], ["device", "Ours", "Paper"]]
-    assert own.to_numpy().tolist() == [["H200", "1.50 ± 0.71 (2 of 3)", "4.50"], ["cpu", "9.00 (1 of 3)", "4.50"]]
+    on_gpu, on_cpu = own.to_numpy().tolist()
+    assert on_gpu == ["H200", "1.50 ± 0.71 (2 of 3)", "4.50"]
+    assert on_cpu == ["cpu", "9.00 (1 of 3)", "4.50"]
     assert rows.loc[[("cheetah-run", "td3")], "Ours"].tolist() == ["missing"]
 
 
@@ -499,7 +528,17 @@ FINALS = {
     "+ LayerNorm, point target": [400, 410, 500],
     "Baseline": [50, 60, 70],
 }
-CHANGED = {"AMS": {}, "+ LayerNorm": {"ntd": False}, "+ LayerNorm, point target": POINT, "Baseline": {}}
+CHANGED = {
+    "AMS": {},
+    "+ LayerNorm": {"ntd": False},
+    "+ LayerNorm, point target": POINT,
+    "Baseline": {},
+}
+P_VALUES = {  # of 20 ways to split six values
+    "+ LayerNorm": 1.0,
+    "+ LayerNorm, point target": 0.2,
+    "Baseline": 0.1,
+}
 
 
 def write_arms(root):
@@ -535,13 +574,15 @@ def test_measures_of_an_arm(arms, arm):
     rows, _ = pc.table_is_it_ntd(*read(arms))
     cells = rows[rows["arm"] == arm].set_index("measure")
     mean = np.mean(FINALS[arm])
-    expected = [mean, *scipy.stats.t.interval(0.95, 2, mean, scipy.stats.sem(FINALS[arm]))]
-    assert cells.loc["Return", ["value", "low", "high"]].tolist() == pytest.approx(expected)
+    error = scipy.stats.sem(FINALS[arm])
+    low, high = scipy.stats.t.interval(0.95, 2, mean, error)
+    shown = cells.loc["Return", ["value", "low", "high"]]
+    assert shown.tolist() == pytest.approx([mean, low, high])
     assert cells.loc["Area", "value"] == pytest.approx(mean / 2)
     assert cells.loc["Hours", "value"] == pytest.approx(3 if arm == "AMS" else 1)
 
 
-@pytest.mark.parametrize(("arm", "p"), [("+ LayerNorm", 1.0), ("+ LayerNorm, point target", 0.2), ("Baseline", 0.1)])
+@pytest.mark.parametrize(("arm", "p"), P_VALUES.items())
 def test_an_arm_beside_ams(arms, arm, p):
     rows, _ = pc.table_is_it_ntd(*read(arms))
     cells = rows[rows["arm"] == arm].set_index("measure")
@@ -549,7 +590,7 @@ def test_an_arm_beside_ams(arms, arm, p):
     wins = statistics.mean(ours > theirs for ours in FINALS["AMS"] for theirs in FINALS[arm])
     assert value == pytest.approx(wins)
     assert low <= value <= high
-    assert cells.loc["Mann-Whitney p", "value"] == pytest.approx(p)  # of 20 ways to split six values
+    assert cells.loc["Mann-Whitney p", "value"] == pytest.approx(p)
 
 
 def test_figure_is_it_ntd(arms):
@@ -644,7 +685,9 @@ def test_scores_are_of_every_seed_of_every_task(tmp_path):
 
 
 def test_one_run_has_no_interval():
-    _, low, high = pc.bootstrap(pc.probability_of_improvement, [np.array([1.0]), np.array([0.0, 2.0])])
+    ours = np.array([1.0])
+    theirs = np.array([0.0, 2.0])
+    _, low, high = pc.bootstrap(pc.probability_of_improvement, [ours, theirs])
     assert math.isnan(low)
     assert math.isnan(high)
 
@@ -772,7 +815,8 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):
-    one, two = [write_run(tmp_path / name, "td3", "dog-run", 1, {0: 1.0}) for name in ["a", "b"]]
+    one = write_run(tmp_path / "a", "td3", "dog-run", 1, {0: 1.0})
+    two = write_run(tmp_path / "b", "td3", "dog-run", 1, {0: 1.0})
     with pytest.raises(pc.InputError, match=f"2 runs claim td3 default dog-run 1: {one}, {two}; remove all but one"):
         pc.load_runs(tmp_path)
 
@@ -814,8 +858,9 @@ def test_the_published_table_2_is_that_of_the_published_runs():
     table = re.sub(" +", " ", (RESULTS / "table_2.md").read_text())
     for row in pd.read_csv(RESULTS / "table_2.csv").dropna(subset="ours").itertuples():
         cell = [row.algorithm, row.variant, row.task]
-        own = [run for run in runs if [run[key] for key in pc.CELL] == cell and run.get("global_step") == row.at]
-        finals = [run["final_evaluation"]["mean"] for run in own]
+        own = [run for run in runs if [run[key] for key in pc.CELL] == cell]
+        whole = [run for run in own if run.get("global_step") == row.at]
+        finals = [run["final_evaluation"]["mean"] for run in whole]
         assert row.ours == pytest.approx(statistics.mean(finals))
         assert row.n == len(finals)
         deviation = f" ± {statistics.stdev(finals):.0f}" if len(finals) > 1 else ""
