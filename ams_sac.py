@@ -644,7 +644,10 @@ class Task(gym.Wrapper):
         except Exception as error:
             log(f"warning: {self.failure(error)}")
         trainer = multiprocessing.parent_process()
-        if trainer and not trainer.is_alive():  # killed; Gymnasium's worker would print a broken pipe's traceback
+        if not trainer:  # this is no worker
+            return
+        kill_children()  # whatever close() has left: no simulator outlives a run
+        if not trainer.is_alive():  # killed; Gymnasium's worker would print a broken pipe's traceback
             os._exit(1)
 
 
@@ -861,13 +864,17 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 
 
 def kill(process):
-    """Kills a process that has not ended, and all that it started: no simulator outlives a run."""
-    if not process.is_alive():
-        return
-    for child in psutil.Process(process.pid).children(recursive=True):
+    """Kills a process that has not ended, and all that it started."""
+    if process.is_alive():
+        kill_children(process.pid)
+        process.kill()
+
+
+def kill_children(pid: int | None = None):
+    """Kills all that a process, by default this one, has started."""
+    for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
             child.kill()
-    process.kill()
 
 
 def what_failed(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Environments that disturb the program around them; `PYTHONPATH=tests python td3.py --env-id disturbing_envs:...`."""
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -68,6 +69,14 @@ class TakesSignals(Walk):
         super().__init__()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, lambda *_: sys.exit())
+
+
+class LeavesProcess(Walk):
+    """Starts one that its close() forgets."""
+
+    def __init__(self):
+        super().__init__()
+        subprocess.Popen(["sleep", "1000"])
 
 
 class Chatty(Walk):

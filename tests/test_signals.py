@@ -102,6 +102,10 @@ def test_signals_are_heard_whatever_an_environment_sets(signum, send):
     assert checkpoint(RUN)["global_step"] >= 20
 
 
+def test_what_an_environment_forgets_to_end_ends_with_the_run():
+    run("td3", "--env-id disturbing_envs:LeavesProcess-v0")
+
+
 def test_no_other_process_may_enter():
     command = start("td3", LONG)
     command.wait_for("step 20: return")
