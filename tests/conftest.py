@@ -10,7 +10,9 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: numbers must not depend on the machine's cores
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so it would be in the runs
+# What nohup, or a script's `&`, lets this process ignore would be ignored in the runs, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
