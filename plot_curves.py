@@ -19,6 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # no display needed; a notebook's may be unknown here
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -164,6 +167,7 @@ def title(task):
 def in_papers_order(rows):
     """Rows in the order of the paper's tasks, others behind, and of its algorithms."""
     names = [*paper("2")["task"].unique(), *paper("2")["algorithm"].unique()]
+    names += sorted(set(rows["task"]) - set(names))
     places = {name: i for i, name in enumerate(names)}
     return rows.sort_values(["task", "algorithm"], kind="stable", key=lambda own: own.map(places))
 
@@ -330,7 +334,7 @@ def at_same_steps(runs, end):
 
     The steps are those of the run with the fewest, and `end`; between its own steps a run is interpolated linearly.
     """
-    whole = [run for _, run in runs.sort_values("step").groupby("run") if run["step"].max() >= end]
+    whole = [run for _, run in runs.sort_values("step").groupby("run") if run["step"].min() <= end <= run["step"].max()]
     start = max(run["step"].min() for run in whole)
     steps_of_runs = [run["step"][run["step"].between(start, end)] for run in whole]
     steps = np.union1d(min(steps_of_runs, key=len), end)
@@ -371,7 +375,8 @@ def draw_curve(axis, runs, x_axis, look, log):
     label = runs["label"].iloc[0]
     axis.plot(x, mean, color=color, linestyle=line, marker=marker, markevery=0.15, label=label)
     axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    single = runs[(last < end) | (runs["step"] > end)]
+    before = runs["step"].where(runs["step"] <= end).groupby(runs["run"]).transform("max").fillna(end)
+    single = runs[(last < end) | (last > end) & (runs["step"] >= before)]
     for _, run in single.groupby("run"):
         axis.plot(run[column] / unit, run["value"], color=color, linewidth=0.5)
     return len(whole["value"])
@@ -411,7 +416,7 @@ def draw(panels, ylabel, columns, looks=LOOKS, log=False):
         handles=[curves[label] for label in looks if label in curves],
         loc="outside lower center",
         ncols=4,
-        title=f"Mean over {seeds_of(seeds)} seeds; 95% confidence interval from 3 on",
+        title=f"Mean of seeds (n = {seeds_of(seeds)}); 95% confidence interval from n = 3 on",
     )
     return figure
 
@@ -547,7 +552,10 @@ def figure_is_it_ntd(data, options):
 
 
 def figure_aggregates(data, options):
-    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264)."""
+    """Aggregates (Agarwal et al. 2021, arXiv 2108.13264) of final returns / 1000.
+
+    With 95% intervals of a bootstrap stratified by task.
+    """
     if data.aggregates.empty:
         return None
     height = 0.5 + 0.25 * len(data.scores)
@@ -566,7 +574,10 @@ def figure_aggregates(data, options):
 
 
 def figure_profiles(data, options):
-    """Performance profiles: the share of runs above each final return / 1000, with 95% bands (arXiv 2108.13264)."""
+    """Performance profiles (Agarwal et al. 2021, arXiv 2108.13264): the share of runs above each final return / 1000.
+
+    With 95% bands of a bootstrap stratified by task.
+    """
     if not data.scores:
         return None
     figure, axis = plt.subplots(figsize=(5, 3))
@@ -730,7 +741,7 @@ def table_2(data, options):
     """Table 2: final returns, mean ± sample deviation (seeds); † cannot be that of so many returns in [0, 1000]."""
     rows = beside_paper(data.runs[data.runs["variant"] == "default"], options.value, paper("2"))
     matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")
-    matrix = matrix[rows["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
+    matrix = matrix[in_papers_order(rows)["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
     matrix = matrix.rename(index=ALGORITHMS, columns=title)
     return rows, matrix.rename_axis(["algorithm", ""]).reset_index()
 
@@ -754,9 +765,10 @@ def table_b4(data, options):
 
 
 def table_aggregates(data, options):
-    """Aggregates of final returns / 1000, with 95% intervals of a bootstrap stratified by task (arXiv 2108.13264).
+    """Aggregates (Agarwal et al. 2021, arXiv 2108.13264) of final returns / 1000.
 
-    On the tasks that all algorithms have finished. P: the share of the pairs of runs in which AMS has more.
+    With 95% intervals of a bootstrap stratified by task, on the tasks that all algorithms have finished. P: the share
+    of the pairs of runs in which AMS has more.
     """
     if data.aggregates.empty:
         return None
@@ -777,13 +789,14 @@ def table_is_it_ntd(data, options):
         finals = {}
         for label in ARMS:
             runs = arms[arms["label"] == label]
-            if runs["step"].max() < end or runs.empty:
+            if not runs["step"].min() <= end <= runs["step"].max():
                 continue
             seeds = at_same_steps(runs, end)
             finals[label] = seeds["value"][:, -1]
             short = [f"seed {seed} at {step:,}" for seed, step in last[label].items() if step < end]
             ids = [task, base, label, end, len(finals[label]), ", ".join(short)]
-            area = np.trapezoid(seeds["value"], seeds["step"]) / end
+            steps = seeds["step"][0]
+            area = np.trapezoid(seeds["value"], steps) / (end - steps[0] if len(steps) > 1 else np.nan)
             rows.append([*ids, "Return", *band(finals[label])])
             rows.append([*ids, "Area", *band(area)])
             rows.append([*ids, "Hours", *band(seeds["wall_seconds"][:, -1] / 3600)])
@@ -799,8 +812,8 @@ def table_is_it_ntd(data, options):
 
 
 def in_markdown(name):
-    """A text with what Markdown would take for its own: | _ $ and others."""
-    return re.sub(r"([\\|_$*<&`])", r"\\\1", str(name))
+    """A text with a backslash before what Markdown would take for its own."""
+    return re.sub(r"([\\|_$*<&`~])", r"\\\1", str(name))
 
 
 LATEX = r"""% \usepackage{booktabs,adjustbox}
@@ -819,7 +832,7 @@ def write_table(path, caption, rows, shown):
     markdown = shown.map(in_markdown).rename(columns=in_markdown).to_markdown(index=False, disable_numparse=True)
     write(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n")
     style = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    tabular = style.to_latex(hrules=True).replace("ε", r"$\epsilon$")
+    tabular = style.to_latex(hrules=True).replace("ε", r"$\epsilon$").replace("|", r"\textbar{}")
     latex = LATEX.replace("CAPTION", caption.replace("%", r"\%")).replace("TABULAR", tabular)
     write(path.with_suffix(".tex"), latex)
 
@@ -934,8 +947,8 @@ def print_returns(runs, value):
     for (algorithm, variant, task), own in in_papers_order(runs).groupby(CELL, sort=False):
         final = comparable(own)[value].dropna()
         others = []
-        for run in own.drop(final.index).itertuples():
-            others.append(f"seed {run.seed}: {text(run.final)} at {run.last:,}")
+        for seed, so_far, last in own.drop(final.index)[["seed", value, "last"]].itertuples(index=False):
+            others.append(f"seed {seed}: {text(so_far)} at {last:,}")
         names = [title(task), ALGORITHMS[algorithm], variant]
         lines.append([*names, text(*band(final)), len(final), ", ".join(others)])
     columns = ["task", "algorithm", "variant", "return", "seeds", "unfinished or shorter"]
@@ -945,7 +958,6 @@ def print_returns(runs, value):
 def main():
     """Read the runs, write figures, captions and tables, and say what was written."""
     options = read_arguments()
-    plt.switch_backend("agg")  # no display needed, and none opened
     plt.rcdefaults()
     sns.set_theme("paper", "whitegrid", font_scale=0.85, rc=STYLE)
     data = read_data(options)
