@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("run")  # where a small run is written, in the test's own folder
-LIMIT = 240  # seconds; nothing here takes a tenth of it on an idle machine
+LIMIT = 400  # seconds; nothing here takes a tenth of it on an idle machine
 OFF_POLICY = "--learning-starts 20 --batch-size 8 --buffer-size 1000"
 SCRIPTS = {
     "ams_td3": OFF_POLICY,
@@ -30,13 +30,14 @@ SCRIPTS = {
 }
 SMALL = """--device cpu --num-envs 2 --eval-episodes 3 --total-timesteps 65 --log-frequency 10 --eval-frequency 30
 --checkpoint-frequency 20"""
+LONG = "--total-timesteps 1000000"
 CSV_HEADER = "step,frames,updates,wall_seconds,episode,return,length"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch.utils.tensorboard", "tensordict.nn", "gymnasium.vector", "tyro", "commands"])
 running = []
 
 
-def become(script: str, words: list[str], cwd: str, outputs: list[str], environ: dict, before: str):
+def become(script: str, words: list[str], cwd: Path, outputs: list[Path], environ: dict, before: str):
     """Turns this process into a script's; `before` is code that makes its world another one, such as a full disk."""
     multiprocessing.process._parent_process = None  # a shell's child has none
     multiprocessing.set_start_method("fork", force=True)  # Python's own choice on Linux
@@ -57,14 +58,14 @@ class Command:
     """A script that runs, in a session of its own."""
 
     def __init__(self, script: str, *words, cwd: Path | str = ".", before: str = "", **environ: str):
+        self.cwd = Path(cwd).absolute()
         self.folder = tempfile.TemporaryDirectory()
         self.out = Path(self.folder.name, "out")
         self.err = Path(self.folder.name, "err")
         self.out.touch()
         self.err.touch()
         words = shlex.split(" ".join(map(str, words)))
-        outputs = [str(self.out), str(self.err)]
-        args = (script, words, os.path.abspath(cwd), outputs, environ, before)
+        args = (script, words, self.cwd, [self.out, self.err], environ, before)
         self.process = SERVER.Process(target=become, args=args)
         self.process.start()
         self.pid = self.process.pid
@@ -78,14 +79,18 @@ class Command:
         if text not in self.out.read_text():
             raise AssertionError(self.out.read_text() + self.err.read_text())
 
-    def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children(recursive=True)
-
     def suspend(self) -> list[psutil.Process]:
-        """Stops it wherever it is, until SIGCONT; returns the workers."""
-        os.kill(self.pid, signal.SIGSTOP)
-        wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
-        return self.workers()
+        """Halts it wherever it is, until SIGCONT; returns the workers."""
+        process = psutil.Process(self.pid)
+        process.suspend()
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+        return process.children()
+
+    def stop(self, signum: signal.Signals) -> "Command":
+        """Sends a signal, which ends it: SIGTERM to itself, others to its workers too, as a terminal does."""
+        send = os.kill if signum == signal.SIGTERM else os.killpg
+        send(self.pid, signum)
+        return self.end(128 + signum)
 
     def left(self) -> list[psutil.Process]:
         """The processes of its session, itself too, that have not ended."""
@@ -124,6 +129,13 @@ def start(script: str, *words, **options) -> Command:
     return Command(script, *small(script, *words), **options)
 
 
+def start_long(script: str, *words, **options) -> Command:
+    """A run of many steps, of which it has learned in some."""
+    command = start(script, LONG, *words, **options)
+    command.wait_for("step 40: return")
+    return command
+
+
 def run(script: str, *words, status: int = 0, traceback: bool = False, **options) -> Command:
     """A small run to its end."""
     return start(script, *words, **options).end(status, traceback)
@@ -138,6 +150,14 @@ def fails(script: str, words: str, *parts: str, status: int = 2, **options) -> s
     return line
 
 
+def refused(script: str, words: str, *parts: str, **options):
+    """It fails, and what is in the folder `run` stays as it was."""
+    before = contents()
+    fails(script, words, *parts, **options)
+    if contents() != before:
+        raise AssertionError(words)
+
+
 def wait_for(condition):
     end = time.monotonic() + LIMIT
     while not condition():
@@ -146,18 +166,12 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def is_alive(process: psutil.Process, session: int | None = None) -> bool:
+def is_alive(process: psutil.Process, session: int) -> bool:
     """Whether it has not ended, and is of this session; an orphan that nobody collects stays as a zombie."""
     try:
-        if session and os.getsid(process.pid) != session:
-            return False
-        return process.status() != psutil.STATUS_ZOMBIE
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ProcessLookupError):
         return False
-
-
-def wait_for_end(processes: list[psutil.Process]):
-    wait_for(lambda: not any(is_alive(process) for process in processes))
 
 
 def no_constant(word: str):
@@ -169,7 +183,11 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=no_constant)
 
 
-def evaluations(run_dir: Path) -> list[list[float]]:
+def result(run_dir: Path = RUN) -> dict:
+    return read_json(run_dir / "result.json")
+
+
+def evaluations(run_dir: Path = RUN) -> list[list[float]]:
     """The rows of evaluations.csv without the wall clock: step, frames, updates, episode, return, length."""
     header, *rows = (run_dir / "evaluations.csv").read_text().splitlines()
     if header != CSV_HEADER:
@@ -178,16 +196,20 @@ def evaluations(run_dir: Path) -> list[list[float]]:
     return [row[:3] + row[4:] for row in fields]
 
 
-def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(run_dir: Path = RUN) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows: {tag: [(step, value), ...]}."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
+def checkpoint(run_dir: Path = RUN, name: str = "checkpoint.pt") -> dict:
     return torch.load(run_dir / name, weights_only=True)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def networks(script: str, run_dir: Path = RUN) -> dict[str, torch.Tensor]:
+    return checkpoint(run_dir, f"{script}.pt")["agent"]
+
+
+def contents(folder: Path = RUN) -> dict[str, bytes]:
     """All files but the lock, which every process opens that looks in."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}

@@ -1,12 +1,10 @@
 """Environments that disturb the program around them; `PYTHONPATH=tests python td3.py --env-id disturbing_envs:...`."""
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import gymnasium as gym
 from envs import Walk
 
 
@@ -71,20 +69,7 @@ class TakesSignals(Walk):
             signal.signal(signum, lambda *_: sys.exit())
 
 
-class LeavesProcess(Walk):
-    """Starts one that its close() forgets."""
-
-    def __init__(self):
-        super().__init__()
-        subprocess.Popen(["sleep", "1000"])
-
-
 class Chatty(Walk):
     def step(self, action):
         print("step", self.t, flush=True)
         return super().step(action)
-
-
-for disturbing in list(globals().values()):
-    if isinstance(disturbing, type) and issubclass(disturbing, Walk) and disturbing is not Walk:
-        gym.register(f"{disturbing.__name__}-v0", disturbing)

@@ -7,16 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import RUN, SCRIPTS, checkpoint, contents, fails, run, start, wait_for
+from commands import LONG, RUN, SCRIPTS, checkpoint, refused, run, start, start_long, wait_for
 from test_run import check_whole
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-LONG = "--total-timesteps 1000000"
-SIGNALS = [
-    (signal.SIGTERM, os.kill),
-    (signal.SIGINT, os.killpg),  # Ctrl-C: a terminal sends it to the workers too
-    (signal.SIGHUP, os.killpg),  # and this, when it is closed
-]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # as of kill, Ctrl-C and a closed terminal
 HANGING = [("HangsInStep", 24), ("HangsInReset", 17), ("HangsInEvaluation", 0)]  # and the steps that are whole
 IGNORE_HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
 
@@ -28,43 +23,37 @@ def start_hanging(kind: str, *words):
     return command
 
 
-def after(step: int) -> int:
-    """A number of steps to go on to, at which check_whole finds a reading."""
-    return step // 10 * 10 + 20
+def check_resumed(script: str):
+    """From the last step that was saved, it goes on to one at which check_whole finds a reading."""
+    total = checkpoint()["global_step"] // 10 * 10 + 20
+    run(script, f"--total-timesteps {total} --resume")
+    check_whole(script, total)
 
 
-@pytest.mark.parametrize(("signum", "send"), SIGNALS)
-def test_a_signal_saves_and_ends(signum, send):
-    command = start("ams_td3", LONG)
-    command.wait_for("step 40: return")
-    send(command.pid, signum)
-    command.end(128 + signum)
-    saved = checkpoint(RUN)["global_step"]
-    assert f"stopped by {signum.name} at step {saved:,}; --resume goes on" in command.stdout
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_saves_and_ends(signum):
+    command = start_long("ams_td3").stop(signum)
+    step = checkpoint()["global_step"]
+    assert f"stopped by {signum.name} at step {step:,}; --resume goes on" in command.stdout
     assert not command.stderr
-    run("ams_td3", f"--total-timesteps {after(saved)} --resume")
-    check_whole("ams_td3", after(saved))
+    check_resumed("ams_td3")
 
 
-@pytest.mark.parametrize(("signum", "send"), SIGNALS)
+@pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize(("kind", "whole"), HANGING)
-def test_a_signal_ends_a_run_whose_environment_hangs(kind, whole, signum, send):
-    command = start_hanging(kind)
-    send(command.pid, signum)
-    command.end(128 + signum)
+def test_a_signal_ends_a_run_whose_environment_hangs(kind, whole, signum):
+    command = start_hanging(kind).stop(signum)
     assert f"stopped by {signum.name} at step {whole}; --resume goes on" in command.stdout
     assert not command.stderr
-    assert not whole or checkpoint(RUN)["global_step"] == whole
+    assert not whole or checkpoint()["global_step"] == whole
     run("td3", f"--env-id disturbing_envs:{kind}-v0 --resume")
     check_whole("td3")
 
 
-@pytest.mark.parametrize(("signum", "send"), SIGNALS)
+@pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("kind", ["HangsInConstructor", "HangsInWorker"])
-def test_a_signal_ends_a_run_whose_environment_is_not_made(kind, signum, send):
-    command = start_hanging(kind)
-    send(command.pid, signum)
-    command.end(128 + signum)
+def test_a_signal_ends_a_run_whose_environment_is_not_made(kind, signum):
+    command = start_hanging(kind).stop(signum)
     assert command.stderr == f"td3.py: error: stopped by {signum.name} before the first step\n"
     assert not [*Path().glob("run/[!.]*")]
 
@@ -85,49 +74,33 @@ def test_a_second_ctrl_c_ends_at_once():
 
 def test_a_hangup_that_is_ignored_stays_ignored():
     """As under nohup."""
-    command = start("td3", LONG, before=IGNORE_HANGUP)
-    command.wait_for("step 20: return")
+    command = start_long("td3", before=IGNORE_HANGUP)
     os.killpg(command.pid, signal.SIGHUP)
-    os.kill(command.pid, signal.SIGTERM)
-    command.end(128 + signal.SIGTERM)
+    command.stop(signal.SIGTERM)
     assert "stopped by SIGTERM" in command.stdout
 
 
-@pytest.mark.parametrize(("signum", "send"), SIGNALS)
-def test_signals_are_heard_whatever_an_environment_sets(signum, send):
-    command = start("td3", LONG, "--env-id disturbing_envs:TakesSignals-v0")
-    command.wait_for("step 20: return")
-    send(command.pid, signum)
-    command.end(128 + signum)
-    assert checkpoint(RUN)["global_step"] >= 20
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_signals_are_heard_whatever_an_environment_sets(signum):
+    start_long("td3", "--env-id disturbing_envs:TakesSignals-v0").stop(signum)
+    assert checkpoint()["global_step"] >= 40
 
 
-def test_what_an_environment_forgets_to_end_ends_with_the_run():
-    run("td3", "--env-id disturbing_envs:LeavesProcess-v0")
-
-
-def test_no_other_process_may_enter():
-    command = start("td3", LONG)
-    command.wait_for("step 20: return")
-    command.suspend()
-    before = contents(RUN)
-    for how in ("--resume", "--overwrite"):
-        fails("td3", f"{LONG} {how}", "another process is training there", status=os.EX_TEMPFAIL)
-    assert contents(RUN) == before
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_no_other_process_may_enter(how):
+    start_long("td3").suspend()
+    refused("td3", how, "another process is training there", status=os.EX_TEMPFAIL)
 
 
 def test_a_killed_worker_ends_the_run_with_a_checkpoint():
-    command = start("td3", LONG, "--checkpoint-frequency 1000000")
-    command.wait_for("step 40: return")
+    command = start_long("td3", "--checkpoint-frequency 1000000")
     workers = command.suspend()
     workers[0].kill()
     os.kill(command.pid, signal.SIGCONT)
     (line,) = command.end(1).stderr.splitlines()
     assert line.endswith(": a simulation worker died; --resume goes on from the checkpoint")
-    saved = checkpoint(RUN)["global_step"]
-    assert saved >= 40
-    run("td3", f"--total-timesteps {after(saved)} --resume")
-    check_whole("td3", after(saved))
+    assert checkpoint()["global_step"] >= 40
+    check_resumed("td3")
 
 
 def kill_and_resume(script: str, begin: int, *words) -> int:
@@ -139,7 +112,7 @@ def kill_and_resume(script: str, begin: int, *words) -> int:
     command.end(-signal.SIGKILL)
     assert f"from step {begin:,} to" in command.stdout
     assert not command.stderr
-    return checkpoint(RUN)["global_step"] if (RUN / "checkpoint.pt").exists() else 0
+    return checkpoint()["global_step"] if (RUN / "checkpoint.pt").exists() else 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -155,14 +128,13 @@ def test_kill_9_and_resume(script):
     run(script, anneal, f"--total-timesteps {total} --resume --keep-checkpoint")
     check_whole(script, total)
     if script != "ppo":
-        assert len(checkpoint(RUN)["rb"]["rows"]) == min(1000, 2 * total)
+        assert len(checkpoint()["rb"]["rows"]) == min(1000, 2 * total)
     assert not [*RUN.glob(".*.new")]
 
 
 def test_a_run_directory_that_is_deleted_ends_the_run():
     """Nothing half-made is left that --resume would refuse."""
-    command = start("td3", LONG)
-    command.wait_for("step 20: return")
+    command = start_long("td3")
     command.suspend()
     shutil.rmtree(RUN)
     os.kill(command.pid, signal.SIGCONT)
