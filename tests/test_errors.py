@@ -17,8 +17,8 @@ from commands import SCRIPTS, small
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
     """main(script, *words) calls a script's main() in an empty folder; returns its exit status and what it printed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its handlers
     monkeypatch.setenv("MUJOCO_GL", "disable")  # which main() sets: pytest puts it back
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -29,9 +29,7 @@ def main(monkeypatch, capsys, tmp_path):
             importlib.import_module(script).main()
         return ended.value.code, *capsys.readouterr()
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 # What is wrong, and what the line says of it; of each script that has these flags.
