@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import RUN, SCRIPTS, fails, read_json, run
+from commands import SCRIPTS, fails, result, run
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 needs_package = pytest.mark.skipif(
@@ -95,10 +95,9 @@ IDS = [("h1-stand", "h1-stand-v0"), ("h1-run-v0", "h1-run-v0"), ("h1-sit", "h1-s
 def test_short_and_full_ids_are_trained(package, env_id, full_id):
     command = run_with(package, "ams_td3", "--total-timesteps 30 --env-id", env_id)
 
-    result = read_json(RUN / "result.json")
     assert f"made {full_id}\n" in command.stdout
-    assert result["final_evaluation"]["returns"] == [13.0] * 3  # an episode is 13 steps of reward 1
-    assert result["training_return_last_10_percent"] is None  # none ended in them
+    assert result()["final_evaluation"]["returns"] == [13.0] * 3  # an episode is 13 steps of reward 1
+    assert result()["training_return_last_10_percent"] is None  # none ended in them
 
 
 def test_a_trained_robot_is_played(package):
@@ -120,6 +119,5 @@ def test_other_tasks_do_not_touch_the_package(package):
 def test_every_script_trains_the_real_h1(script):
     run(script, "--env-id h1-walk")
 
-    result = read_json(RUN / "result.json")
-    assert result["updates"] > 0
-    assert np.isfinite(result["final_evaluation"]["returns"]).all()
+    assert result()["updates"] > 0
+    assert np.isfinite(result()["final_evaluation"]["returns"]).all()

@@ -1,6 +1,6 @@
 """run_all.sh: what it lists, and sweeps that fail, are stopped, killed, doubled and pasted, in a folder with a space.
 
-Nothing is timed: the tests wait for what they name, and PATIENCE only ends a test that hangs."""
+Nothing is timed: the tests wait for what they name, and LIMIT only ends a test that hangs."""
 
 import contextlib
 import fcntl
@@ -16,16 +16,12 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import tyro
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["ppo", "td3", "sac", "ams_td3", "ams_sac"]
-PATIENCE = 400  # seconds
+from commands import LIMIT, ROOT, SCRIPTS, wait_for
 
 # Arguments of a training that takes a second, and of one that the tests stop. The budget comes last.
 SHORT = [
@@ -111,13 +107,6 @@ def clean_environment() -> dict:
     return environment
 
 
-def wait_for(condition) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "nothing happens"
-        time.sleep(0.1)
-
-
 class Project:
     """A copy of the scripts in `folder`, its runs and its processes."""
 
@@ -130,13 +119,13 @@ class Project:
         for script in SCRIPTS:
             shutil.copy(ROOT / f"{script}.py", folder)
 
-    def add_tool(self, name: str, script: str) -> None:
+    def add_tool(self, name: str, script: str):
         """Puts a shell script on the PATH of the stand-ins."""
         tool = self.folder / "bin" / name
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
 
-    def use_stand_ins(self, **variables: str) -> None:
+    def use_stand_ins(self, **variables: str):
         """Puts stand-ins in the scripts' places, which variables guide, with TOOLS as the only programs."""
         for script in SCRIPTS:
             (self.folder / f"{script}.py").write_text(STUB)
@@ -149,15 +138,15 @@ class Project:
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         """Starts run_all.sh from elsewhere, in a session of its own."""
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": "/"}
-        settings.update(options)
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         command = [shutil.which("bash"), self.folder / "run_all.sh", *arguments]
-        return subprocess.Popen(command, env=self.environment, start_new_session=True, **settings)
+        environment = self.environment
+        return subprocess.Popen(command, env=environment, start_new_session=True, text=True, cwd="/", **options)
 
     def sweep(self, *arguments: str, status: int = 0) -> str:
         """Runs run_all.sh to its end, and returns what it printed."""
         process = self.start(*arguments)
-        output = process.communicate(timeout=PATIENCE)[0]
+        output = process.communicate(timeout=LIMIT)[0]
         logs = [log.read_text() for log in self.runs.glob("*.log")]
         assert process.returncode == status, output + "".join(logs)
         return output
@@ -167,19 +156,15 @@ class Project:
 
     def count(self, name: str) -> int:
         """How many runs have a file."""
-        return len(list(self.runs.glob(f"*/{name}")))
+        return len([*self.runs.glob(f"*/{name}")])
 
-    def wait_for_starts(self, number: int) -> None:
+    def wait_for_starts(self, number: int):
         wait_for(lambda: self.count("started") == number)
 
-    def processes(self, script: str | None = None) -> list[psutil.Process]:
-        """What runs in the project's folder, or one script there, the oldest first."""
-        found = []
-        for process in psutil.process_iter(["cwd", "cmdline"]):
-            in_folder = process.info["cwd"] == str(self.folder)
-            if in_folder and (script is None or script in process.info["cmdline"]):
-                found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+    def processes(self) -> list[psutil.Process]:
+        """What runs in the project's folder."""
+        folder = str(self.folder)
+        return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == folder]
 
 
 @contextlib.contextmanager
@@ -199,8 +184,7 @@ def project(tmp_path):
 
 def run_all(*arguments: str, script=ROOT / "run_all.sh", shell="bash", **variables) -> subprocess.CompletedProcess:
     """run_all.sh of this checkout, for what starts no run."""
-    environment = clean_environment()
-    environment.update(variables)
+    environment = clean_environment() | variables
     return subprocess.run([shell, script, *arguments], capture_output=True, text=True, env=environment)
 
 
@@ -287,9 +271,7 @@ def parsed(suite: str) -> list:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_have_the_papers_runs_seed_by_seed(suite):
-    found = []
-    for args, _ in parsed(suite):
-        found.append((args.seed, args.env_id, args.exp_name))
+    found = [(args.seed, args.env_id, args.exp_name) for args, _ in parsed(suite)]
 
     assert found == sorted(found, key=lambda run: run[0])
     assert sorted(found) == sorted(SUITES[suite])
@@ -298,16 +280,12 @@ def test_suites_have_the_papers_runs_seed_by_seed(suite):
 @pytest.mark.parametrize("suite", SUITES)
 def test_runs_have_the_papers_lengths_and_all_other_arguments_default(suite):
     for args, script in parsed(suite):
-        expected = vars(type(args)())
-        expected["env_id"] = args.env_id
-        expected["exp_name"] = args.exp_name
-        expected["seed"] = args.seed
-        expected["resume"] = True
-        expected["total_timesteps"] = 500_000
+        length = 500_000
         if args.env_id in ("dog-run", "humanoid-run"):
-            expected["total_timesteps"] = 1_000_000
-        expected.update(CHANGED[args.exp_name.removeprefix(script)])
-        assert vars(args) == expected
+            length = 1_000_000
+        changed = CHANGED[args.exp_name.removeprefix(script)]
+        named = {"env_id": args.env_id, "exp_name": args.exp_name, "seed": args.seed}
+        assert args == type(args)(**named, **changed, total_timesteps=length, resume=True)
 
 
 def test_tables_2_and_3_are_330_runs():
@@ -317,9 +295,7 @@ def test_tables_2_and_3_are_330_runs():
 
 def test_suites_share_runs():
     suites = [*SUITES, "smoke"]
-    alone = set()
-    for suite in suites:
-        alone.update(listed(suite))
+    alone = {line for suite in suites for line in listed(suite)}
 
     together = listed(*suites)
 
@@ -442,7 +418,7 @@ def test_two_terminals_share_the_runs_and_their_gpus(waiting):
     sweeps = [waiting.start("sampling", "--jobs", "3", "--gpus", gpus) for gpus in ("3,GPU-5", "0")]
     waiting.wait_for_starts(6)  # each terminal has three
     (waiting.folder / "go").touch()
-    outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
+    outputs = [sweep.communicate(timeout=LIMIT)[0] for sweep in sweeps]
 
     starts = [path.read_text().splitlines() for path in waiting.runs.glob("*/started")]
     assert [len(lines) for lines in starts] == [1] * 18
@@ -477,10 +453,10 @@ class Terminal:
         self.sweep = project.start(*arguments, preexec_fn=take, **streams)
         os.close(self.theirs)
 
-    def press_ctrl_c(self) -> None:
+    def press_ctrl_c(self):
         os.write(self.ours, b"\x03")
 
-    def close(self) -> None:
+    def close(self):
         os.close(self.ours)
 
 
@@ -491,30 +467,26 @@ def waiting(project):
     return project
 
 
-def assert_saved(project: Project) -> None:
+def start_three(project: Project, **options) -> Terminal:
+    terminal = Terminal(project, "smoke", "--jobs", "3", **options)
+    project.wait_for_starts(3)
+    return terminal
+
+
+def assert_saved(project: Project):
     """All three runs that were training saved, and ended, and --status tells."""
     assert project.count("checkpoint.pt") == 3
     assert project.processes() == []
     assert project.sweep("smoke", "--status").endswith("5 runs: 2 missing 3 unfinished \n")
 
 
-def test_ctrl_c_lets_the_runs_save(waiting):
-    terminal = Terminal(waiting, "smoke", "--jobs", "3")
-    waiting.wait_for_starts(3)
+@pytest.mark.parametrize("act, status", [(Terminal.press_ctrl_c, 130), (Terminal.close, 129)])
+def test_ctrl_c_and_closing_the_terminal_let_the_runs_save(waiting, act, status):
+    terminal = start_three(waiting)
 
-    terminal.press_ctrl_c()
+    act(terminal)
 
-    assert terminal.sweep.wait(PATIENCE) == 130
-    assert_saved(waiting)
-
-
-def test_closing_the_terminal_lets_the_runs_save(waiting):
-    terminal = Terminal(waiting, "smoke", "--jobs", "3")
-    waiting.wait_for_starts(3)
-
-    terminal.close()
-
-    assert terminal.sweep.wait(PATIENCE) == 129
+    assert terminal.sweep.wait(LIMIT) == status
     assert_saved(waiting)
 
 
@@ -524,7 +496,7 @@ def test_signals_to_the_sweep_alone_let_the_runs_save(waiting, name, status):
     waiting.wait_for_starts(3)
 
     sweep.send_signal(signal.Signals[name])
-    output = sweep.communicate(timeout=PATIENCE)[0]
+    output = sweep.communicate(timeout=LIMIT)[0]
 
     assert sweep.returncode == status
     assert f"{name}: the runs save their checkpoints\n" in output
@@ -533,28 +505,26 @@ def test_signals_to_the_sweep_alone_let_the_runs_save(waiting, name, status):
 
 def test_ctrl_c_that_ends_the_reader_of_a_pipe_first_lets_the_runs_save(waiting):
     reader, pipe = os.pipe()
-    terminal = Terminal(waiting, "smoke", "--jobs", "3", stdout=pipe)
-    waiting.wait_for_starts(3)
+    terminal = start_three(waiting, stdout=pipe)
     os.close(pipe)
     os.close(reader)
 
     terminal.press_ctrl_c()
 
-    assert terminal.sweep.wait(PATIENCE) == 130
+    assert terminal.sweep.wait(LIMIT) == 130
     assert_saved(waiting)
     assert "rror" not in os.read(terminal.ours, 100_000).decode()
 
 
 def test_a_second_ctrl_c_ends_at_once_what_does_not_listen(waiting):
     waiting.environment["STUB_DEAF"] = "yes"
-    terminal = Terminal(waiting, "smoke", "--jobs", "3")
-    waiting.wait_for_starts(3)
+    terminal = start_three(waiting)
     terminal.press_ctrl_c()
     wait_for(lambda: waiting.count("checkpoint.pt") == 3)  # they heard it, and go on
 
     terminal.press_ctrl_c()
 
-    assert terminal.sweep.wait(PATIENCE) == 130
+    assert terminal.sweep.wait(LIMIT) == 130
     assert waiting.processes() == []
 
 
@@ -565,7 +535,7 @@ def test_under_nohup_the_runs_outlive_the_terminal(waiting):
 
     os.killpg(sweep.pid, signal.SIGHUP)
     (waiting.folder / "go").touch()
-    output = sweep.communicate(timeout=PATIENCE)[0]
+    output = sweep.communicate(timeout=LIMIT)[0]
 
     assert sweep.returncode == 0
     assert output.endswith("5 runs: 5 done \n")
@@ -617,7 +587,7 @@ def test_slurms_job_saves_before_its_end_and_queues_itself_again(waiting, array,
     waiting.wait_for_starts(1)
 
     sweep.send_signal(signal.SIGUSR1)
-    sweep.communicate(timeout=PATIENCE)
+    sweep.communicate(timeout=LIMIT)
 
     assert (waiting.folder / "requeued").read_text() == f"scontrol requeue {job}\n"
     assert waiting.count("checkpoint.pt") == 1
@@ -640,7 +610,7 @@ def test_an_argument_that_the_first_script_does_not_know_is_tried_once(project):
 
     assert "The first run was called wrongly" in output
     assert "--buffer-size" in project.log("cheetah-run__ppo__0")
-    assert len(list(project.runs.glob("*.log"))) == 1
+    assert len([*project.runs.glob("*.log")]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -680,10 +650,10 @@ def test_real_runs_save_at_ctrl_c_and_two_terminals_go_on_with_them(project):
     wait_for(lambda: project.count("checkpoint.pt") == 2)
 
     terminal.press_ctrl_c()
-    stopped = terminal.sweep.wait(PATIENCE)
+    stopped = terminal.sweep.wait(LIMIT)
     left = project.processes()
     sweeps = [project.start(*command, *TINY) for _ in range(2)]
-    outputs = [sweep.communicate(timeout=PATIENCE)[0] for sweep in sweeps]
+    outputs = [sweep.communicate(timeout=LIMIT)[0] for sweep in sweeps]
 
     assert stopped == 130
     assert left == []
@@ -702,7 +672,7 @@ def test_a_killed_sweep_leaves_its_run_training_and_starts_no_other(project):
     with sweep:
         sweep.kill()
     output = project.sweep(*CHEETAH, "--seeds", "0,42", "--jobs", "2", "--", *TINY, status=75)
-    [run] = [process for process in project.processes("ams_td3.py") if process.parent().pid == 1]
+    [run] = [process for process in project.processes() if process.ppid() == 1]
     run.terminate()
     wait_for(lambda: not project.processes())
 
