@@ -154,7 +154,7 @@ def stack(frames):
 def paper(table):
     """The paper's numbers of one table, in its order, from results/paper.csv."""
     numbers = read_csv(Path(__file__).resolve().parent / "results" / "paper.csv")
-    return numbers[numbers["table"] == table].drop(columns="table").reset_index(drop=True)
+    return numbers.query("table == @table").drop(columns="table").reset_index(drop=True)
 
 
 def title(task):
@@ -168,8 +168,7 @@ def in_papers_order(rows):
     """Rows in the order of the paper's tasks, others behind, and of its algorithms."""
     names = [*paper("2")["task"].unique(), *paper("2")["algorithm"].unique()]
     names += sorted(set(rows["task"]) - set(names))
-    places = {name: i for i, name in enumerate(names)}
-    return rows.sort_values(["task", "algorithm"], kind="stable", key=lambda own: own.map(places))
+    return rows.sort_values(["task", "algorithm"], kind="stable", key=pd.Index(names).get_indexer)
 
 
 # ---------------------------------------------------------------- reading
@@ -177,11 +176,7 @@ def variant_of(args):
     """What sets a run apart from its algorithm's default: arguments, like "epsilon=0.4", or else its exp_name."""
     if args["algorithm"] not in ALGORITHMS:
         raise ValueError(f"algorithm {args['algorithm']!r} is none of {', '.join(ALGORITHMS)}")
-    changed = []
-    for name, usual in SWITCHES.items():
-        value = args.get(name, usual)
-        if value != usual:
-            changed.append(f"{name}={value}")
+    changed = [f"{name}={args[name]}" for name, usual in SWITCHES.items() if args.get(name, usual) != usual]
     if changed:
         return " ".join(changed)
     name = args.get("exp_name", args["algorithm"])
@@ -193,9 +188,8 @@ def variant_of(args):
 def read_run(folder, origin):
     """A run's record, which is its result with names and arguments, and its evaluations: EPISODES, None without."""
     args = json.loads((folder / "args.json").read_text())
-    result = {}
-    if (folder / "result.json").exists():
-        result = json.loads((folder / "result.json").read_text())
+    path = folder / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
     names = {
         "algorithm": args["algorithm"],
         "variant": variant_of(args),
@@ -239,13 +233,12 @@ def read_runs(directories):
                 evaluations.append(episodes)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, directories))}: no folder holds a usable args.json")
-    records.sort(key=lambda record: [record[name] for name in KEY])
-    runs = pd.DataFrame(records).reindex(columns=RUNS)
-    runs["record"] = records
+    runs = pd.DataFrame(records).reindex(columns=RUNS).assign(record=records)
+    runs = runs.sort_values(KEY, ignore_index=True)
     refuse_rivals(runs)
     run_numbers = runs[KEY].reset_index(names="run")
-    evaluations = stack(evaluations).merge(run_numbers, on=KEY)
-    diagnostics = stack(diagnostics).merge(run_numbers, on=KEY)
+    evaluations = stack(evaluations).merge(run_numbers)
+    diagnostics = stack(diagnostics).merge(run_numbers)
     runs["last"] = evaluations.groupby("run")["step"].max().reindex(runs.index, fill_value=0)
     at_end = evaluations[evaluations["step"] == evaluations["run"].map(runs["last"])]
     runs["final"] = at_end.groupby("run")["return"].mean()
@@ -256,9 +249,10 @@ def read_runs(directories):
 
 def refuse_rivals(runs):
     """InputError if two runs are of one algorithm, variant, task and seed."""
-    for key, rivals in runs[runs.duplicated(KEY, keep=False)].groupby(KEY):
-        where = ", ".join(rivals["path"].fillna(rivals["origin"]))
-        raise InputError(f"{len(rivals)} runs claim {' '.join(map(str, key))}: {where}; remove all but one")
+    for key, rivals in runs.groupby(KEY):
+        if len(rivals) > 1:
+            where = ", ".join(rivals["path"].fillna(rivals["origin"]))
+            raise InputError(f"{len(rivals)} runs claim {' '.join(map(str, key))}: {where}; remove all but one")
 
 
 def read_scalars(folder, tags=None):
@@ -268,15 +262,13 @@ def read_scalars(folder, tags=None):
     logger.setLevel(logging.DEBUG)  # the level at which a truncated file is said
     logger.handlers = [damage]
     logger.propagate = False
-    rows = []
-    if any(folder.glob("*tfevents*")):
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            if tags is None or tag in tags:
-                rows += [[tag, event.step, event.value] for event in events.Scalars(tag)]
+    frames = [pd.DataFrame(columns=["tag", "step", "value"], dtype=float)]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        if tags is None or tag in tags:
+            frames.append(pd.DataFrame(events.Scalars(tag)).assign(tag=tag))
     problems = [record.getMessage() for record in damage.buffer if record.msg.startswith("Truncated record")]
-    frame = pd.DataFrame(rows, columns=["tag", "step", "value"])
-    return frame.astype({"tag": str, "step": np.int64, "value": float}), problems
+    return stack(frames), problems
 
 
 def scalars(runs, evaluations, tags=None, apply=map):
@@ -285,13 +277,12 @@ def scalars(runs, evaluations, tags=None, apply=map):
     reading = apply(functools.partial(read_scalars, tags=tags), map(Path, runs["path"]))
     reading = tqdm(reading, "reading event files", len(runs), leave=False, disable=None)
     blocks = [pd.DataFrame(columns=[*SCALARS, "run"])]
-    for run, (frame, problems) in zip(runs.itertuples(), reading, strict=True):
+    for run, (frame, problems) in zip(runs.index, reading, strict=True):
         for problem in problems:
             note(f"{problem}; what comes before is used")
-        names = {name: getattr(run, name) for name in [*KEY, "origin"]}
-        frame = frame.assign(**names, run=run.Index)
+        frame = frame.assign(**runs.loc[run, [*KEY, "origin"]], run=run)
         frame[COUNTERS] = np.nan
-        known = evaluations[evaluations["run"] == run.Index].groupby("step")[COUNTERS].first()
+        known = evaluations[evaluations["run"] == run].groupby("step")[COUNTERS].first()
         if len(known) > 1:
             counters_at = scipy.interpolate.interp1d(known.index, known, axis=0, fill_value="extrapolate")
             frame[COUNTERS] = counters_at(frame["step"])
@@ -326,7 +317,7 @@ def load_runs(*directories):
 # ---------------------------------------------------------------- curves
 def reached(last):
     """The last step that more than half of the runs have got to, of the last steps of each."""
-    return last.sort_values().iloc[(len(last) - 1) // 2]
+    return last.quantile(0.5, "lower")
 
 
 def at_same_steps(runs, end):
@@ -361,25 +352,26 @@ def seeds_of(counts):
 
 
 def draw_curve(axis, runs, x_axis, look, log):
-    """The mean of the runs that got to the end of a curve, with its interval; others thin. The number of runs in it."""
+    """The mean of the runs that got to a curve's end, with its interval; others thin. Its line and number of runs."""
     column, _, unit = AXES[x_axis]
     color, line, marker = look
-    last = runs.groupby("run")["step"].transform("max")
-    end = reached(runs.groupby("run")["step"].max())
+    steps = runs.groupby("run")["step"]
+    end = reached(steps.max())
     whole = at_same_steps(runs, end)
     if log:
         mean, low, high = np.exp(band(np.log(whole["value"])))
     else:
         mean, low, high = band(whole["value"])
     x = whole[column].mean(axis=0) / unit
-    label = runs["label"].iloc[0]
-    axis.plot(x, mean, color=color, linestyle=line, marker=marker, markevery=0.15, label=label)
+    label = runs["label"].iloc[0].replace("$", r"\$")
+    (curve,) = axis.plot(x, mean, color=color, linestyle=line, marker=marker, markevery=0.15, label=label)
     axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    before = runs["step"].where(runs["step"] <= end).groupby(runs["run"]).transform("max").fillna(end)
-    single = runs[(last < end) | (last > end) & (runs["step"] >= before)]
+    last = steps.transform("max")
+    following = steps.shift(-1).fillna(last)
+    single = runs[(last < end) | (following > end)]
     for _, run in single.groupby("run"):
         axis.plot(run[column] / unit, run["value"], color=color, linewidth=0.5)
-    return len(whole["value"])
+    return curve, len(whole["value"])
 
 
 def draw(panels, ylabel, columns, looks=LOOKS, log=False):
@@ -400,9 +392,8 @@ def draw(panels, ylabel, columns, looks=LOOKS, log=False):
     for axis, (name, rows, x_axis) in zip(axes.flat, panels, strict=False):
         column, xlabel, _ = AXES[x_axis]
         for label, runs in rows.dropna(subset=column).groupby("label"):
-            seeds.append(draw_curve(axis, runs, x_axis, looks[label], log))
-        for curve in axis.get_legend_handles_labels()[0]:
-            curves[curve.get_label()] = curve
+            curves[label], count = draw_curve(axis, runs, x_axis, looks[label], log)
+            seeds.append(count)
         axis.set(title=name.replace("$", r"\$"), xlabel=xlabel, xlim=(0, None), yscale="log" if log else "linear")
     if not curves:
         return None
@@ -424,29 +415,25 @@ def draw(panels, ylabel, columns, looks=LOOKS, log=False):
 # ---------------------------------------------------------------- figures; the docstring is the caption
 def figure_3(data, options):
     """Learning curves of the algorithms with their default settings, and of --reference in grey."""
-    ours = data.returns[data.returns["variant"] == "default"]
+    ours = data.returns.query("variant == 'default'")
     rows = [ours.assign(label=ours["algorithm"].map(ALGORITHMS))]
     for path in options.reference:
         name = "/".join(path.with_suffix("").parts[-2:])
         theirs = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
-        label = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
-        theirs["label"] = label.str.replace("$", r"\$")
+        theirs["label"] = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
         theirs["run"] = name + theirs["seed"].astype(str)
         rows.append(theirs)
     rows = in_papers_order(stack(rows))
     looks = dict(LOOKS)
     for i, label in enumerate(sorted(set(rows["label"]) - set(LOOKS))):
         looks[label] = (GREYS[i % len(GREYS)], "-", "h")
-    panels = []
-    for task, of_task in rows.groupby("task", sort=False):
-        panels.append([title(task), of_task, options.x_axis])
+    panels = [[title(task), own, options.x_axis] for task, own in rows.groupby("task", sort=False)]
     return draw(panels, options.ylabel, 4, looks)
 
 
 def figure_4(data, options):
     """Critic gradient norm and TD target variance; the ratios are of means over the last 10% of the finished runs."""
-    rows = data.diagnostics
-    rows = rows[(rows["task"] == options.task) & (rows["variant"] == "default")]
+    rows = data.diagnostics.query("task == @options.task and variant == 'default'")
     rows = rows.assign(label=rows["algorithm"].map(ALGORITHMS))
     last = rows["run"].map(data.runs["last"].where(data.runs["finished"]))
     means = rows[rows["step"] > 0.9 * last].groupby(["tag", "algorithm"])["value"].mean()
@@ -479,10 +466,9 @@ def figure_5(data, options):
     """Ablations: components with TD3 and SAC, radius, number of neighbours."""
     design = paper("3")[["group", "curve", "algorithm", "variant"]].rename(columns={"curve": "label"})
     design["base"] = design["algorithm"].str.removeprefix("ams_").str.upper()
-    rows = design.merge(of_ablation(data.returns, options.task), on=["algorithm", "variant"])
-    panels = []
-    for (group, base), own in rows.groupby(["group", "base"], sort=False):
-        panels.append([f"{group}, {base}", own, options.x_axis])
+    rows = design.merge(of_ablation(data.returns, options.task))
+    groups = rows.groupby(["group", "base"], sort=False)
+    panels = [[f"{group}, {base}", own, options.x_axis] for (group, base), own in groups]
     return draw(panels, options.ylabel, 2)
 
 
@@ -541,10 +527,10 @@ def figure_is_it_ntd(data, options):
     for axis, (_, arms, _) in zip(figure.axes, panels, strict=True):
         task, base = arms[["task", "base"]].iloc[0]
         for algorithm, label in [(base, "Baseline"), (f"ams_{base}", "AMS")]:
-            if (task, algorithm) not in papers:
+            mean = papers.get((task, algorithm))
+            if mean is None:
                 continue
-            mean = papers[task, algorithm]
-            color, _, _ = LOOKS[label]
+            color = LOOKS[label][0]
             axis.set_ylim(0, MAX_RETURN)
             axis.axhline(mean, color=color, linestyle=":", linewidth=1)
             axis.text(0, mean, f" paper: {mean:g}", va="top", color=color, fontsize=6)
@@ -561,7 +547,7 @@ def figure_aggregates(data, options):
     height = 0.5 + 0.25 * len(data.scores)
     figure, axes = plt.subplots(1, len(MEASURES), sharey=True, figsize=(WIDTH, height), layout="constrained")
     for axis, measure in zip(axes, MEASURES, strict=True):
-        rows = data.aggregates[data.aggregates["measure"] == measure]
+        rows = data.aggregates.query("measure == @measure")
         colors = [LOOKS[name][0] for name in rows["algorithm"]]
         width = rows["high"] - rows["low"]
         axis.barh(rows["algorithm"], width, left=rows["low"], height=0.6, color=colors, alpha=0.75)
@@ -637,10 +623,9 @@ def our_text(cell, digits):
     return shown
 
 
-def beside_paper(runs, value, numbers, machine=None, digits=0):
-    """The paper's numbers of a table, and other cells that have runs, with ours: a row a cell, for each machine."""
-    cells = [*CELL, machine] if machine else CELL
-    done = comparable(runs).dropna(subset=value).groupby(cells, as_index=False)
+def beside_paper(runs, value, numbers, by=CELL, digits=0):
+    """The paper's numbers of a table, and other cells that have runs, with ours: a row for each group `by`."""
+    done = comparable(runs).dropna(subset=value).groupby(by, as_index=False)
     ours = done.agg(
         ours=(value, "mean"),
         deviation=(value, "std"),
@@ -649,7 +634,7 @@ def beside_paper(runs, value, numbers, machine=None, digits=0):
     )
     all_runs = runs.groupby(CELL, as_index=False).agg(runs=("seed", "count"), last=("last", "max"))
     rows = numbers.reset_index(names="order").merge(all_runs, how="outer")
-    rows = rows.merge(ours, how="left", on=CELL).sort_values("order", kind="stable", ignore_index=True)
+    rows = rows.merge(ours, how="left").sort_values("order", kind="stable", ignore_index=True)
     rows["Paper"] = [papers_text(cell, digits) for cell in rows.itertuples()]
     rows["Ours"] = [our_text(cell, digits) for cell in rows.itertuples()]
     return rows
@@ -666,9 +651,8 @@ def scores_of(runs, value):
     returns = done.groupby(["task", "algorithm"])[value].agg(list).unstack().dropna()
     scores = {}
     for algorithm, name in ALGORITHMS.items():
-        tasks = returns.get(algorithm, [])
-        if len(tasks) and tasks.map(len).min() > 1:
-            scores[name] = [np.array(finals) / MAX_RETURN for finals in tasks]
+        if algorithm in returns and returns[algorithm].map(len).min() > 1:
+            scores[name] = [np.array(finals) / MAX_RETURN for finals in returns[algorithm]]
     return scores
 
 
@@ -705,7 +689,7 @@ def probability_of_improvement(*samples, axis=-1):
 def bootstrap(statistic, samples):
     """A statistic of samples with its 95% interval, for which each sample is drawn anew; NaN if one is a single run."""
     value = statistic(*samples)
-    if min(len(sample) for sample in samples) < 2:
+    if min(map(len, samples)) < 2:
         return value, np.nan, np.nan
     drawn = scipy.stats.bootstrap(samples, statistic, n_resamples=5000, method="percentile", rng=0)
     return value, drawn.confidence_interval.low, drawn.confidence_interval.high
@@ -739,7 +723,7 @@ def wide(rows):
 # ---------------------------------------------------------------- tables: all rows, and what is shown
 def table_2(data, options):
     """Table 2: final returns, mean ± sample deviation (seeds); † cannot be that of so many returns in [0, 1000]."""
-    rows = beside_paper(data.runs[data.runs["variant"] == "default"], options.value, paper("2"))
+    rows = beside_paper(data.runs.query("variant == 'default'"), options.value, paper("2"))
     matrix = rows.set_index(["algorithm", "task"])[["Ours", "Paper"]].stack().unstack("task")
     matrix = matrix[in_papers_order(rows)["task"].unique()].reindex(rows["algorithm"].unique(), level=0)
     matrix = matrix.rename(index=ALGORITHMS, columns=title)
@@ -752,15 +736,15 @@ def table_3(data, options):
     columns = ["mean", "std", "steps"]
     numbers[columns] = numbers[columns].where(numbers["task"] == options.task)
     numbers["task"] = options.task
-    runs = of_ablation(data.runs[data.runs["algorithm"] != "ppo"], options.task)
+    runs = of_ablation(data.runs.query("algorithm != 'ppo'"), options.task)
     rows = beside_paper(runs, options.value, numbers)
     return rows, rows[["group", "label", *CELL, "Ours", "Paper"]]
 
 
 def table_b4(data, options):
     """Table B.4: hours for 1M steps with evaluations, mean ± sample deviation (seeds); the paper's on an RTX 3090."""
-    runs = data.runs[data.runs["variant"] == "default"]
-    rows = beside_paper(runs, "hours", paper("B.4"), machine="device", digits=2)
+    runs = data.runs.query("variant == 'default'")
+    rows = beside_paper(runs, "hours", paper("B.4"), by=[*CELL, "device"], digits=2)
     return rows, rows[["task", "algorithm", "device", "Ours", "Paper"]]
 
 
@@ -797,15 +781,17 @@ def table_is_it_ntd(data, options):
             ids = [task, base, label, end, len(finals[label]), ", ".join(short)]
             steps = seeds["step"][0]
             area = np.trapezoid(seeds["value"], steps) / (end - steps[0] if len(steps) > 1 else np.nan)
-            rows.append([*ids, "Return", *band(finals[label])])
-            rows.append([*ids, "Area", *band(area)])
-            rows.append([*ids, "Hours", *band(seeds["wall_seconds"][:, -1] / 3600)])
-            if label == "AMS" or "AMS" not in finals:
-                continue
-            both = [finals["AMS"], finals[label]]
-            test = scipy.stats.mannwhitneyu(*both, method="exact")
-            rows.append([*ids, "P(AMS better)", *bootstrap(probability_of_improvement, both)])
-            rows.append([*ids, "Mann-Whitney p", test.pvalue, np.nan, np.nan])
+            numbers = {
+                "Return": band(finals[label]),
+                "Area": band(area),
+                "Hours": band(seeds["wall_seconds"][:, -1] / 3600),
+            }
+            if label != "AMS" and "AMS" in finals:
+                both = [finals["AMS"], finals[label]]
+                test = scipy.stats.mannwhitneyu(*both, method="exact")
+                numbers["P(AMS better)"] = bootstrap(probability_of_improvement, both)
+                numbers["Mann-Whitney p"] = [test.pvalue, np.nan, np.nan]
+            rows += [[*ids, measure, *number] for measure, number in numbers.items()]
     if not rows:
         return None
     return wide(pd.DataFrame(rows, columns=["task", "base", "arm", "step", "seeds", "short", *NUMBER]))
@@ -865,20 +851,18 @@ def read_arguments():
 def read_data(options):
     """What figures and tables are made of: the tables of `read_runs`, returns of --metric, arms, scores."""
     runs, evaluations, diagnostics = read_runs(options.directories)
-    # The event files of other runs hold nothing that is drawn.
-    of_figure_4 = (runs["variant"] == "default") & (runs["task"] == options.task)
-    if options.export or options.metric == "train":
-        of_figure_4[:] = True
+    drawn = runs
+    if not options.export and options.metric == "eval":  # then figure 4 alone is of event files
+        drawn = runs.query("variant == 'default' and task == @options.task")
     with ProcessPoolExecutor() as pool:
-        logged = scalars(runs[of_figure_4], evaluations, ["charts/episodic_return", *DIAGNOSTICS], pool.map)
+        logged = scalars(drawn, evaluations, ["charts/episodic_return", *DIAGNOSTICS], pool.map)
     logged = binned(logged)
-    returns = stack([evaluated(evaluations), logged])
     scores = scores_of(runs, options.value)
     return SimpleNamespace(
         runs=runs,
         evaluations=evaluations,
         diagnostics=stack([diagnostics, logged[logged["tag"].isin(DIAGNOSTICS)]]),
-        returns=returns[returns["tag"] == options.tag],
+        returns=stack([evaluated(evaluations), logged]).query("tag == @options.tag"),
         arms=in_arms(evaluated(evaluations)),
         scores=scores,
         aggregates=aggregates_of(scores),
@@ -902,9 +886,10 @@ def caption_of(function):
 
 def draw_figures(data, options, folder):
     """Figures in every format asked for, and captions.md."""
-    unfinished = []
-    for run in data.runs[~data.runs["finished"]].itertuples():
-        unfinished.append(f"{run.algorithm} {run.variant} {run.task} {run.seed} at step {run.last:,}")
+    unfinished = [
+        f"{run.algorithm} {run.variant} {run.task} {run.seed} at step {run.last:,}"
+        for run in data.runs[~data.runs["finished"]].itertuples()
+    ]
     captions = [
         f"Unfinished: {in_markdown(', '.join(unfinished) or 'none')}.",
         "A curve is the mean of the runs that got to its end; thin lines are single runs, short of or beyond it. "
@@ -946,9 +931,8 @@ def print_returns(runs, value):
     lines = []
     for (algorithm, variant, task), own in in_papers_order(runs).groupby(CELL, sort=False):
         final = comparable(own)[value].dropna()
-        others = []
-        for seed, so_far, last in own.drop(final.index)[["seed", value, "last"]].itertuples(index=False):
-            others.append(f"seed {seed}: {text(so_far)} at {last:,}")
+        rest = own.drop(final.index)[["seed", value, "last"]].itertuples(index=False)
+        others = [f"seed {seed}: {text(so_far)} at {last:,}" for seed, so_far, last in rest]
         names = [title(task), ALGORITHMS[algorithm], variant]
         lines.append([*names, text(*band(final)), len(final), ", ".join(others)])
     columns = ["task", "algorithm", "variant", "return", "seeds", "unfinished or shorter"]

@@ -15,17 +15,17 @@ timing means little. The port below is AMS-TD3 written down in the obvious way; 
 import contextlib
 import copy
 import importlib
-import io
 import itertools
 import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,13 +98,11 @@ def make_port_update(obs_dim, action_dim, device, k=8, epsilon=0.2):
     turns = itertools.cycle([False, True])
 
     def make_directions():
-        frames = []
-        for _ in range(math.ceil(k / action_dim)):
-            normal = torch.randn(256, action_dim, min(k, action_dim), device=device)
-            q, r = torch.linalg.qr(normal)
-            signs = torch.diagonal(r, dim1=1, dim2=2).sign()
-            frames.append(q * signs.unsqueeze(1))
-        return torch.cat(frames, dim=2)[:, :, :k].transpose(1, 2)
+        frames = math.ceil(k / action_dim)
+        normal = torch.randn(256, frames, action_dim, min(k, action_dim), device=device)
+        q, r = torch.linalg.qr(normal)
+        signs = r.diagonal(dim1=2, dim2=3).sign().unsqueeze(2)
+        return (q * signs).mT.flatten(1, 2)[:, :k]
 
     @torch.no_grad()
     def make_target(next_obs, rewards, dones):
@@ -118,8 +116,7 @@ def make_port_update(obs_dim, action_dim, device, k=8, epsilon=0.2):
 
     def update():
         rows = np.random.randint(0, CAPACITY, 256)
-        batch = [torch.as_tensor(field[rows], device=device) for field in buffer]
-        obs, next_obs, actions, rewards, dones = batch
+        obs, next_obs, actions, rewards, dones = [torch.as_tensor(field[rows], device=device) for field in buffer]
         target = make_target(next_obs, rewards, dones)
         inputs = torch.cat([obs, actions], dim=1)
         loss = F.mse_loss(qf1(inputs).view(-1), target) + F.mse_loss(qf2(inputs).view(-1), target)
@@ -154,10 +151,9 @@ def in_turns(candidates, turns):
 
 
 def script_args(module, args, **changes):
-    known = {field.name for field in fields(module.Args)}
-    settings = {"env_id": args.env_id, "device": args.device, "cuda_graphs": args.cuda_graphs}
-    settings |= changes
-    return module.Args(**{name: value for name, value in settings.items() if name in known})
+    """A script's arguments: of those of the benchmark and `changes`, the ones that it has."""
+    changes |= {"env_id": args.env_id, "device": args.device, "cuda_graphs": args.cuda_graphs}
+    return module.Args(**{name: value for name, value in changes.items() if hasattr(module.Args, name)})
 
 
 def make_optimizers(agent, script):
@@ -174,7 +170,7 @@ def make_update(module, args, obs_dim, action_dim, rows):
     device = torch.device(args.device)
     agent = module.Agent(obs_dim, action_dim, script).to(device)
     optimizers = make_optimizers(agent, script)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(None):
         rb = module.ReplayBuffer(1, obs_dim, action_dim, device)
     rb.rows = rows
     rb.size = len(rows)
@@ -200,9 +196,9 @@ def make_update(module, args, obs_dim, action_dim, rows):
 @contextlib.contextmanager
 def meta_like_cuda():
     """Inside, PyTorch goes on the meta device where it goes on a GPU: to fused Adam, and to one call for all norms."""
-    adam = importlib.import_module("torch.optim.adam")
-    norms = importlib.import_module("torch.nn.utils.clip_grad")
-    with patch.object(adam, "_device_dtype_check_for_fused"), patch.object(norms, "_has_foreach_support"):
+    adam = patch("torch.optim.adam._device_dtype_check_for_fused")
+    norms = patch("torch.nn.utils.clip_grad._has_foreach_support")
+    with adam, norms:
         yield
 
 
@@ -267,7 +263,7 @@ def train(module, args, envs):
 
         return call
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         script = script_args(module, args, run_dir=folder, **changes)
         run = module.Run(script, torch.device(args.device), [])
         run.log_step = clocked(run.log_step)
@@ -356,7 +352,7 @@ def environment_step(module, env_id, steps=300):
 def compare(row, what, seconds, pairs):
     """Prints how many times as fast the first of each pair is: the median over the turns, and their quartiles."""
     for fast, slow in pairs:
-        ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+        ratios = np.divide(seconds[slow], seconds[fast])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         row(f"{what}: speed of {fast} over {slow}", middle, "x", f"quartiles {low:.2f} and {high:.2f}")
 
@@ -428,17 +424,14 @@ def measure_peers(args, modules, envs, row):
 
 def check(args):
     """Ends the program with one line if an argument can't be right."""
-    no_cuda = args.device == "cuda" and not torch.cuda.is_available()
-    no_graphs = args.cuda_graphs and args.device != "cuda"
     no_folder = not Path(args.output).absolute().parent.is_dir()
     no_peers = args.peers and not find_spec("stable_baselines3")
-    install = "pip install --no-deps stable-baselines3==2.9.2"
     rules = [
-        (no_cuda, "--device cuda: PyTorch finds no CUDA device here"),
-        (no_graphs, "--cuda-graphs needs --device cuda"),
+        (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda: PyTorch finds no CUDA device here"),
+        (args.cuda_graphs and args.device != "cuda", "--cuda-graphs needs --device cuda"),
         (min(args.threads, args.turns, args.step_turns) < 1, "--threads, --turns and --step-turns must be positive"),
         (no_folder, f"--output {args.output}: there is no such folder"),
-        (no_peers, f"--peers needs Stable-Baselines3: {install}"),
+        (no_peers, "--peers needs Stable-Baselines3: pip install --no-deps stable-baselines3==2.9.2"),
     ]
     for wrong, message in rules:
         if wrong:
@@ -448,11 +441,10 @@ def check(args):
 def cpu_name():
     """The processor's name, as Linux or Python gives it."""
     info = Path("/proc/cpuinfo")
+    names = [platform.processor()]
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(": ")[1]
-    return platform.processor()
+        names = re.findall(r"model name\s*: (.*)", info.read_text()) + names
+    return names[0]
 
 
 def main():

@@ -1,7 +1,7 @@
 """PPO: statistics, advantages and updates against arithmetic written out here; what the loop stores."""
 
 import copy
-import functools
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -18,13 +18,21 @@ OBS_DIM = 4
 ACTION_DIM = 3
 
 
+RNG = np.random.default_rng(0)
+OBSERVATIONS = torch.as_tensor(5 + [1, 10, 0.1, 0] * RNG.standard_normal((100, OBS_DIM)))
+RETURNS = torch.as_tensor(7 * RNG.standard_normal(100))
+
+
 def make_agent():
-    """An agent whose networks are not as they were initialized, and where a gradient is left over."""
+    """An agent with the statistics of these, whose networks are not as they were initialized, and where a gradient is
+    left over."""
     torch.manual_seed(0)
     agent = ppo.Agent(OBS_DIM, ACTION_DIM, ppo.Args())
     for parameter in agent.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
         parameter.grad = torch.ones_like(parameter)
+    agent.obs_stats.update(OBSERVATIONS)
+    agent.return_stats.update(RETURNS)
     return agent
 
 
@@ -55,61 +63,38 @@ def test_running_statistics_are_those_of_all_rows(scale):
     np.testing.assert_allclose(stats.var, rows.var(axis=0), rtol=1e-9)
 
 
-def make_experienced_agent():
-    """An agent with statistics, and the observations and returns that they are of."""
-    agent = make_agent()
-    rng = np.random.default_rng(0)
-    observations = 5 + [1, 10, 0.1, 0] * rng.standard_normal((100, OBS_DIM))
-    returns = 7 * rng.standard_normal(100)
-    agent.obs_stats.update(torch.as_tensor(observations))
-    agent.return_stats.update(torch.as_tensor(returns))
-    return agent, observations, returns
-
-
 NEW = torch.tensor([[5.0, -4, 5.2, 5], [1e6, -1e6, 6.5, 5.1]])  # observations, of which the second is far outside
 
 
 def test_observations_are_normalized_and_clipped():
-    agent, observations, _ = make_experienced_agent()
+    normalized = make_agent().normalize(NEW)
 
-    normalized = agent.normalize(NEW)
-
-    deviations = np.sqrt(observations.var(axis=0) + 1e-8)
-    expected = (NEW - torch.as_tensor(observations.mean(axis=0))) / torch.as_tensor(deviations)
+    variances = OBSERVATIONS.var(dim=0, correction=0) + 1e-8
+    expected = (NEW - OBSERVATIONS.mean(dim=0)) / variances.sqrt()
     assert_close(normalized, expected.clip(-10, 10).float())
 
 
 def test_rewards_are_scaled_and_clipped_but_not_centered():
-    agent, _, returns = make_experienced_agent()
+    scaled = make_agent().scale_rewards(torch.tensor([0.0, 3, 1000, -1000]))
 
-    scaled = agent.scale_rewards(torch.tensor([0.0, 3, 1000, -1000]))
-
-    assert_close(scaled, torch.tensor([0, 3 / returns.std(), 10, -10]).float())
+    assert_close(scaled, torch.tensor([0, 3 / RETURNS.std(correction=0), 10, -10]).float())
 
 
-def test_policy_is_the_clipped_mean():
-    agent, _, _ = make_experienced_agent()
+def test_policy_is_the_clipped_mean_and_changes_nothing_in_the_agent():
+    agent = make_agent()
     agent.actor_mean[4].weight.data *= 10
+    before = copy.deepcopy(agent.state_dict())
 
     actions = agent.policy(NEW)
 
     mean = agent.actor_mean(agent.normalize(NEW))
     assert mean.abs().max() > 1
     assert actions.equal(mean.clip(-1, 1))
-    assert not actions.requires_grad
-
-
-def test_evaluation_changes_nothing_in_the_agent():
-    agent, _, _ = make_experienced_agent()
-    before = copy.deepcopy(agent.state_dict())
-
-    agent.policy(NEW)
-
     assert_close(agent.state_dict(), before, rtol=0, atol=0)
 
 
 def test_statistics_are_saved_with_the_networks():
-    agent, _, _ = make_experienced_agent()
+    agent = make_agent()
     restored = ppo.Agent(OBS_DIM, ACTION_DIM, ppo.Args())
 
     restored.load_state_dict(agent.state_dict())
@@ -150,16 +135,14 @@ def test_networks_have_two_tanh_layers(name):
     assert [type(layer) for layer in network] == [Linear, Tanh, Linear, Tanh, Linear]
 
 
+@torch.no_grad()
 def make_minibatch(agent):
     """Policy and values have moved a little since the rollout."""
     observations = torch.randn(80, OBS_DIM)
     actions = torch.randn(80, ACTION_DIM)
-    logprobs = agent.get_distribution(observations).log_prob(actions).sum(dim=1)
-    values = agent.get_value(observations)
-    old_logprobs = logprobs.detach() + 0.3 * torch.randn(80)
-    old_values = values.detach() + 0.3 * torch.randn(80)
-    advantages, returns = torch.randn(2, 80)
-    return ppo.Minibatch(observations, actions, old_logprobs, old_values, advantages, returns)
+    logprobs = agent.get_distribution(observations).log_prob(actions).sum(dim=1) + 0.3 * torch.randn(80)
+    values = agent.get_value(observations) + 0.3 * torch.randn(80)
+    return ppo.Minibatch(observations, actions, logprobs, values, *torch.randn(2, 80))
 
 
 def plain_losses(agent, batch, args):
@@ -215,7 +198,10 @@ def test_minibatch_descends_its_loss(float64, args):
     assert_close(metrics, expected, check_dtype=False)
 
 
-def run_epochs(monkeypatch, steps, **args):
+ROLLOUT = make_steps(39, 6)
+
+
+def run_epochs(monkeypatch, steps=ROLLOUT, **args):
     """The minibatches of up to 3 epochs, and what update_agent returned."""
     seen = []
 
@@ -230,54 +216,45 @@ def run_epochs(monkeypatch, steps, **args):
 
 @pytest.mark.parametrize("target_kl, epochs", [(None, 3), (0.03, 3), (0.01, 1)])
 def test_epochs_end_at_target_kl(monkeypatch, target_kl, epochs):
-    seen, _, updates = run_epochs(monkeypatch, make_steps(39, 6), target_kl=target_kl)
+    seen, _, updates = run_epochs(monkeypatch, target_kl=target_kl)
 
     assert updates == len(seen) == 7 * epochs  # minibatches of 30, of 234 samples
 
 
 def test_each_epoch_takes_a_sample_once_in_an_order_of_its_own(monkeypatch):
-    seen, _, _ = run_epochs(monkeypatch, make_steps(39, 6))
+    seen, _, _ = run_epochs(monkeypatch)
 
-    names = torch.cat([batch.logprobs for batch in seen]).tolist()
-    orders = {tuple(names[:210]), tuple(names[210:420]), tuple(names[420:])}
-    assert len(orders) == 3
-    assert {len(set(order)) for order in orders} == {210}
+    orders = torch.cat([batch.logprobs for batch in seen]).reshape(3, 210)
+    assert len(orders.unique(dim=0)) == 3
+    assert [len(order.unique()) for order in orders] == [210] * 3
 
 
-def values_and_advantages(steps):
-    """Of the agent in run_epochs."""
+@torch.no_grad()
+def values_and_advantages():
+    """Of the agent in run_epochs, on the rollout."""
     agent = make_agent()
-    values = agent.get_value(steps.observations).detach()
-    next_values = agent.get_value(steps.next_observations).detach()
-    return values, ppo.generalized_advantages(steps, values, next_values, ppo.Args())
+    values = agent.get_value(ROLLOUT.observations)
+    next_values = agent.get_value(ROLLOUT.next_observations)
+    return values, ppo.generalized_advantages(ROLLOUT, values, next_values, ppo.Args())
 
 
-def test_minibatches_hold_samples_of_the_rollout(float64, monkeypatch):
-    steps = make_steps(39, 6)
+def test_minibatches_hold_samples_of_the_rollout(monkeypatch):
+    (batch, *_), _, _ = run_epochs(monkeypatch)
 
-    (batch, *_), _, _ = run_epochs(monkeypatch, steps)
-
-    values, advantages = values_and_advantages(steps)
-    parts = [steps.observations, steps.actions, steps.logprobs, values, advantages, advantages + values]
-    names = steps.logprobs.flatten().tolist()
+    values, advantages = values_and_advantages()
+    parts = [ROLLOUT.observations, ROLLOUT.actions, ROLLOUT.logprobs, values, advantages, advantages + values]
+    names = ROLLOUT.logprobs.flatten().tolist()
     index = [names.index(name) for name in batch.logprobs.tolist()]
     assert_close(list(batch), [part.flatten(0, 1)[index] for part in parts])
 
 
-def test_epochs_log_the_mean_clipfrac_of_all_minibatches(monkeypatch):
+def test_epochs_log_the_mean_clipfrac_of_all_minibatches_and_the_explained_variance(monkeypatch):
     """As in CleanRL."""
-    _, metrics, _ = run_epochs(monkeypatch, make_steps(39, 6))
+    _, metrics, _ = run_epochs(monkeypatch)
 
-    assert metrics["losses/clipfrac"] == (1 + 21) / 2
-
-
-def test_epochs_log_the_explained_variance(float64, monkeypatch):
-    steps = make_steps(39, 6)
-
-    _, metrics, _ = run_epochs(monkeypatch, steps)
-
-    values, advantages = values_and_advantages(steps)
+    values, advantages = values_and_advantages()
     explained = 1 - advantages.var() / (advantages + values).var()
+    assert metrics["losses/clipfrac"] == (1 + 21) / 2
     assert_close(metrics["losses/explained_variance"], explained)
 
 
@@ -299,18 +276,17 @@ CUTS = {0, 7, 10}  # steps with an evaluation, which ends all episodes: in a rol
 class ScriptedEnv(gym.Env):
     """Environment n of three. Its observations are random, and stand in `shown`, which all have together."""
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (OBS_DIM,))
+    action_space = gym.spaces.Box(-1, 1, (ACTION_DIM,))
 
     def __init__(self, n, shown):
         self.n = n
         self.shown = shown
         self.steps = []
 
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.rng = np.random.default_rng(seed)
-        self.observation = (3 + 2 * self.rng.standard_normal(OBS_DIM)).astype(np.float32)
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation = (3 + 2 * self.np_random.standard_normal(OBS_DIM)).astype(np.float32)
         self.shown[tuple(self.observation)] = True
         return self.observation, {}
 
@@ -318,7 +294,7 @@ class ScriptedEnv(gym.Env):
         at = len(self.steps), self.n
         before = self.observation
         after, _ = self.reset()
-        reward = 1 + self.rng.standard_normal()
+        reward = 1 + self.np_random.standard_normal()
         self.steps.append({"before": before, "after": after, "action": action, "reward": reward})
         return after, reward, at in TERMINATED, at in TRUNCATED, {}
 
@@ -326,20 +302,21 @@ class ScriptedEnv(gym.Env):
 class ScriptedRun:
     """What train() needs of a Run, without a directory; it makes the environments, trains, and records what is done."""
 
+    device = torch.device("cpu")
+    updates = 0
+    over = False
+
     def __init__(self, monkeypatch, global_step=0, rollout=None, **args):
         monkeypatch.setattr(ppo, "update_agent", self.update_agent)
         self.args = ppo.Args(num_envs=3, num_steps=5, num_minibatches=1, **args)
         self.global_step = global_step
         self.rollout = rollout
-        self.updates = 0
-        self.device = torch.device("cpu")
-        self.over = False
         self.shown = {}  # the different observations, in their order
         self.evaluated = []  # how many the networks had seen that were evaluated
         self.saved = []  # and that were saved
         self.rollouts = []
         self.learning_rates = []
-        makers = [functools.partial(ScriptedEnv, n, self.shown) for n in range(3)]
+        makers = [partial(ScriptedEnv, n, self.shown) for n in range(3)]
         self.envs = gym.vector.SyncVectorEnv(makers, autoreset_mode="SameStep")
         self.status = ppo.train(self.args, self, self.envs)
 
@@ -442,13 +419,11 @@ def places(marks):
     return {tuple(at) for at in marks.nonzero().tolist()}
 
 
-def test_loop_stores_terminations(run):
-    assert places(run.stored().terminations) == TERMINATED
-
-
-def test_loop_stores_ends(run):
+def test_loop_stores_terminations_and_ends(run):
     """The evaluation at step 7 cuts episodes short, which bootstrap; after step 10 the rollout was learned from."""
-    assert places(run.stored().dones) == ENDS | {(6, 0), (6, 1), (6, 2)}
+    steps = run.stored()
+    assert places(steps.terminations) == TERMINATED
+    assert places(steps.dones) == ENDS | {(6, 0), (6, 1), (6, 2)}
 
 
 def test_loop_stores_actions_as_sampled_with_their_density(run):

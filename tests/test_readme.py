@@ -69,12 +69,11 @@ def shortened(command: str) -> str:
     raise ValueError(f"README has a command that no test knows: {command}")
 
 
-def shell(command: str, folder: Path) -> str:
+def shell(command, folder):
     """Runs it by bash in this folder; what it printed. An error if it, or a part of it, fails."""
-    environ = dict(os.environ)
-    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
-    environ["CUDA_VISIBLE_DEVICES"] = ""
-    words = ["bash", "-e", "-c", f"{command}\nwait $!"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    words = ["bash", "-ec", f"{command}\nwait $!"]
     done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=LIMIT)
     if done.returncode != 0 or "Traceback" in done.stderr:
         raise AssertionError(f"{command}\n{done.stdout}{done.stderr}")
@@ -84,9 +83,8 @@ def shell(command: str, folder: Path) -> str:
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project with README's files and an environment, as its readers have them."""
-    for pattern in ("*.py", "run_all.sh"):
-        for path in ROOT.glob(pattern):
-            shutil.copy(path, tmp_path)
+    for path in [*ROOT.glob("*.py"), ROOT / "run_all.sh"]:
+        shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / ".venv").symlink_to(sys.prefix)
     for language, text in FENCED.findall(README):
@@ -102,7 +100,7 @@ def runs(project):
     shutil.copy(project / "results" / "evaluations.csv", project / "peers.csv")
 
 
-def run_section(name: str, folder: Path) -> list[str]:
+def run_section(name, folder):
     """Runs its commands in order; what each printed."""
     return [shell(shortened(command), folder) for command in sections()[name] if command not in NOT_RUN]
 
@@ -132,8 +130,7 @@ def test_the_section_on_training_leaves_runs_and_a_film(project):
 
 
 def test_the_changed_method_is_in_numbers_and_figure(project):
-    default = "python ams_td3.py --env-id dog-stand" + SMALL
-    shell(default, project)
+    shell(f"python ams_td3.py --env-id dog-stand {SMALL}", project)
 
     *_, printed = run_section("Change the method", project)
 
@@ -143,9 +140,16 @@ def test_the_changed_method_is_in_numbers_and_figure(project):
 
 def test_no_section_with_commands_is_forgotten():
     with_commands = [name for name, commands in sections().items() if commands]
-    of_one = ["Start", "Train", "Bring an environment", "Change the method"]
-    of_reference = ["Reference", "Every run of the paper", "Figures and tables", "HumanoidBench"]
-    assert with_commands == of_one + of_reference
+    assert with_commands == [
+        "Start",
+        "Train",
+        "Bring an environment",
+        "Change the method",
+        "Reference",
+        "Every run of the paper",
+        "Figures and tables",
+        "HumanoidBench",
+    ]
 
 
 def test_readme_is_short():
@@ -153,8 +157,8 @@ def test_readme_is_short():
 
 
 def test_the_environment_is_short():
-    environments = [text for language, text in FENCED.findall(README) if language == "python"]
-    assert [len(text.splitlines()) <= 25 for text in environments] == [True]
+    (environment,) = [text for language, text in FENCED.findall(README) if language == "python"]
+    assert len(environment.splitlines()) <= 25
 
 
 def test_what_is_not_run_is_in_readme():
@@ -174,7 +178,7 @@ def test_a_file_exists_or_is_made(name):
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"(?<=[\s`])--([a-z][a-z-]+)", PROSE))))
 def test_a_flag_exists(flag):
-    paths = [*ROOT.glob("*.py"), ROOT / "run_all.sh", ROOT / "tests" / "benchmark.py"]
+    paths = [*ROOT.glob("*.py"), ROOT / "run_all.sh", ROOT / "tests/benchmark.py"]
     sources = "\n".join(path.read_text() for path in paths)
     argument = flag.removeprefix("no-").replace("-", "_")
     assert flag in FOREIGN_FLAGS or f"--{flag}" in sources or f"    {argument}: " in sources

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -14,12 +15,14 @@ import pytest
 from commands import LIMIT, OFF_POLICY, ROOT, SCRIPTS, SMALL, evaluations, read_json
 from spread_plumbing import split
 
+TRAINING = f"--env-id Pendulum-v1 {SMALL} {OFF_POLICY} --total-timesteps 30 --eval-episodes 2".split()
 
-def read(script: str) -> str:
+
+def read(script):
     return (ROOT / f"{script}.py").read_text()
 
 
-def python(*words, cwd, **environ: str) -> subprocess.CompletedProcess:
+def python(*words, cwd, **environ):
     """A Python of its own, which imports everything itself."""
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""} | environ
     words = [sys.executable, *map(str, words)]
@@ -52,10 +55,9 @@ def test_a_script_imports_nothing_of_this_project(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_inline_metadata_are_the_requirements_of_training(script):
-    """Read by the regular expression of PEP 723."""
-    pattern = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
-    (block,) = [match for match in re.finditer(pattern, read(script)) if match["type"] == "script"]
-    metadata = tomllib.loads("\n".join(line.removeprefix("#") for line in block["content"].splitlines()))
+    """Read by the regular expression of PEP 723, for this type of block."""
+    (block,) = re.findall(r"(?m)^# /// script$\s((?:^#(?:| .*)$\s)+)^# ///$", read(script))
+    metadata = tomllib.loads(re.sub("(?m)^#", "", block))
     training = (ROOT / "requirements.txt").read_text().split("# Training\n")[1].split("#")[0].split()
     without_labmaze = {"override-dependencies": ["labmaze; python_version < '3.13'"]}
     assert metadata == {"requires-python": ">=3.11,<3.15", "dependencies": training, "tool": {"uv": without_labmaze}}
@@ -63,10 +65,10 @@ def test_inline_metadata_are_the_requirements_of_training(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_argument_is_documented_and_used(script):
-    (args,) = [node for node in ast.parse(read(script)).body if isinstance(node, ast.ClassDef) and node.name == "Args"]
-    assert len(args.body) > 50
-    for field, text in zip(args.body[::2], args.body[1::2], strict=True):
-        assert isinstance(field, ast.AnnAssign)
+    source = inspect.getsource(importlib.import_module(script).Args)
+    body = ast.parse(source).body[0].body
+    assert len(body) > 50
+    for field, text in zip(body[::2], body[1::2], strict=True):
         assert 15 < len(text.value.value) < 110
         assert "\n" not in text.value.value
         assert re.search(rf"\bargs\.{field.target.id}\b", read(script)), field.target.id
@@ -76,9 +78,10 @@ def test_every_argument_is_documented_and_used(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_is_checked(script, value, monkeypatch, capsys):
     module = importlib.import_module(script)
-    numbers = [field.name for field in fields(module.Args) if field.type is float]
+    kinds = [float]
     if value == "-1":
-        numbers += [field.name for field in fields(module.Args) if field.type is int]
+        kinds.append(int)
+    numbers = [field.name for field in fields(module.Args) if field.type in kinds]
     assert len(numbers) > 3
     for name in numbers:
         flag = f"--{name.replace('_', '-')}"
@@ -90,11 +93,13 @@ def test_every_number_is_checked(script, value, monkeypatch, capsys):
 
 def test_scripts_copied_into_an_empty_folder(tmp_path):
     """Each imports without files, processes, threads, settings or output; `--help` and training work."""
-    for folder in ("scripts", "work"):
-        (tmp_path / folder).mkdir()
+    scripts = tmp_path / "scripts"
+    work = tmp_path / "work"
+    scripts.mkdir()
+    work.mkdir()
     for name in SCRIPTS:
-        shutil.copy(ROOT / f"{name}.py", tmp_path / "scripts")
-    (tmp_path / "work" / "look.py").write_text(f"""
+        shutil.copy(ROOT / f"{name}.py", scripts)
+    (work / "look.py").write_text(f"""
 import importlib, os, random, signal, sys, threading
 import gymnasium, numpy, psutil, tensordict.nn, torch, torch.utils.tensorboard, tyro
 def state():
@@ -118,16 +123,15 @@ for name in {[*SCRIPTS]}:
     except SystemExit as ended:
         assert ended.code == 0
 """)
-    done = python("look.py", cwd=tmp_path / "work", PYTHONPATH=str(tmp_path / "scripts"))
+    done = python("look.py", cwd=work, PYTHONPATH=str(scripts))
     assert not done.stderr
     for script in SCRIPTS:
         assert f"python {script}.py --env-id dog-run" in done.stdout
     assert done.stdout.count("--total-timesteps INT") == 5 and "step size of Adam, for actor and critics" in done.stdout
-    words = f"--env-id Pendulum-v1 {SMALL} {OFF_POLICY} --total-timesteps 30 --eval-episodes 2".split()
-    done = python(tmp_path / "scripts" / "ams_sac.py", *words, cwd=tmp_path / "work")
-    result = read_json(tmp_path / "work" / "runs" / "Pendulum-v1__ams_sac__1" / "result.json")
+    done = python(scripts / "ams_sac.py", *TRAINING, cwd=work)
+    result = read_json(work / "runs/Pendulum-v1__ams_sac__1/result.json")
     assert result["updates"] == 10 and not done.stderr
-    assert {path.name for path in (tmp_path / "scripts").iterdir()} == {f"{name}.py" for name in SCRIPTS}
+    assert {path.name for path in scripts.iterdir()} == {f"{name}.py" for name in SCRIPTS}
 
 
 SPAWN = """
@@ -142,10 +146,9 @@ if __name__ == "__main__":
 
 def test_workers_that_are_spawned_make_the_same_run(tmp_path):
     """As on macOS: the part of it that Linux can show."""
-    words = f"--env-id Pendulum-v1 {SMALL} {OFF_POLICY} --total-timesteps 30 --eval-episodes 2".split()
     for method in ("spawn", "fork"):
         (tmp_path / f"{method}.py").write_text(SPAWN.format(root=str(ROOT), method=method))
-        done = python(f"{method}.py", *words, "--run-dir", method, cwd=tmp_path)
+        done = python(f"{method}.py", *TRAINING, "--run-dir", method, cwd=tmp_path)
         assert not done.stderr
 
     assert len(evaluations(tmp_path / "spawn")) == 4
@@ -153,12 +156,11 @@ def test_workers_that_are_spawned_make_the_same_run(tmp_path):
 
 
 def test_the_benchmark_measures_every_script(tmp_path):
-    numbers = tmp_path / "numbers.json"
-    turns = ["--turns", "1", "--step-turns", "1", "--output", numbers]
+    turns = ["--turns=1", "--step-turns=1", "--output=numbers.json"]
 
-    python(ROOT / "tests" / "benchmark.py", "--env-id", "Pendulum-v1", *turns, cwd=tmp_path)
+    python(ROOT / "tests/benchmark.py", "--env-id=Pendulum-v1", *turns, cwd=tmp_path)
 
-    measured = read_json(numbers)
+    measured = read_json(tmp_path / "numbers.json")
     for script in SCRIPTS:
         assert measured[f"training: {script}"] > 0
     assert measured["update: speed of ams_td3 over port"] > 0
