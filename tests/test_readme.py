@@ -114,6 +114,15 @@ def test_commands_of_a_section_work(name, project):
     assert all(printed)
 
 
+def test_networks_in_results_are_played(project):
+    results = (ROOT / "results/README.md").read_text()
+    commands = [command for command in commands_of(results) if " --evaluate " in command]
+    assert len(commands) == len(list(ROOT.glob("results/*.pt")))
+
+    for command in commands:
+        assert "over 1 episodes" in shell(shortened(command), project)
+
+
 def test_figures_are_made_from_runs_and_from_what_they_export(project, runs):
     printed = run_section("Figures and tables", project)
 
@@ -171,7 +180,7 @@ def test_a_link_leads_somewhere(link):
     assert link in headings or (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"[\w/]+\.(?:py|sh|txt|md|csv|png|cff)\b", PROSE))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"[\w/]+\.(?:py|sh|txt|md|csv|gif|png|cff)\b", PROSE))))
 def test_a_file_exists_or_is_made(name):
     assert name in MADE or (ROOT / name).exists()
 
