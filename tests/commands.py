@@ -163,7 +163,7 @@ def wait_for(condition):
     while not condition():
         if time.monotonic() > end:
             raise AssertionError("waited in vain")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def is_alive(process: psutil.Process, session: int) -> bool:
