@@ -1112,7 +1112,7 @@ class Run:
 
 def hide_write_errors(failure):
     """Keeps TensorBoard's thread silent about what it can't write, since log_scalars raises the same."""
-    if failure.exc_type is not OSError:
+    if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
