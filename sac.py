@@ -1186,6 +1186,8 @@ def set_handlers(handler):
 
 def end_at_once(signum: int, frame):
     """The handler until the environments are made: there is nothing to save."""
+    if multiprocessing.parent_process():  # a worker, before it leaves signals to the trainer
+        return
     fail(f"stopped by {signal.Signals(signum).name} before the first step", 128 + signum)
 
 
