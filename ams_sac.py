@@ -241,6 +241,8 @@ class QNetwork(nn.Module):
         for neighbors in actions.transpose(0, 1).split(piece):  # [piece, B, d]
             x = torch.baddbmm(of_states, neighbors, weight_a.T.expand(len(neighbors), -1, -1))
             q_values.append(self.head(x))
+        if len(q_values) == 1:  # one launch less on a GPU
+            return q_values[0].T
         return torch.cat(q_values).T
 
     def head(self, x: Tensor) -> Tensor:
@@ -368,27 +370,33 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
 
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
     """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), how
-    far, over its deviation, does NTD move the point target of eq. 4, and how noisy is the draw of directions (L4)?"""
+    far, over its deviation, does NTD move the point target of eq. 4, and how noisy is the draw of directions (L4)? And
+    figure 4: how much do the targets vary, and how strongly do they pull at the critics?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
+    count, dim = actions.shape
+    draws = sample_directions(args.sampling, 2 * count, args.num_neighbors, dim, actions.device)
+    first_draw, second_draw = draws.chunk(2)
+    no_directions = torch.zeros_like(first_draw[:, :1])  # which gives the point target
+    devices = [actions.device] if actions.is_cuda else []
+    targets = []
+    for directions in (first_draw, second_draw, no_directions):
+        with torch.random.fork_rng(devices):  # the same sample in SAC's entropy
+            targets.append(td_target(agent, batch, args, directions))
+    next_q_value, second, point = targets
+    qf1_loss = F.mse_loss(agent.qf1(batch.observations, batch.actions), next_q_value)
+    qf2_loss = F.mse_loss(agent.qf2(batch.observations, batch.actions), next_q_value)
+    critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, agent.critic_parameters())
     stages = {
         "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
         "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
+        "diagnostics/td_target_variance": next_q_value.var(correction=0),
+        "diagnostics/critic_grad_norm": nn.utils.get_total_norm(critic_gradients),
     }
     if args.ntd:
-        count, dim = actions.shape
-        draws = sample_directions(args.sampling, 2 * count, args.num_neighbors, dim, actions.device)
-        first_draw, second_draw = draws.chunk(2)
-        no_directions = torch.zeros_like(first_draw[:, :1])  # which gives the point target
-        devices = [actions.device] if actions.is_cuda else []
-        targets = []
-        for directions in (first_draw, second_draw, no_directions):
-            with torch.random.fork_rng(devices):  # the same sample in SAC's entropy
-                targets.append(td_target(agent, batch, args, directions))
-        first, second, point = targets
         spread = point.std(correction=0).clamp_min(1e-12)
-        stages["diagnostics/target_shift"] = F.mse_loss(first, point).sqrt() / spread
-        stages["diagnostics/target_noise"] = (F.mse_loss(first, second) / 2).sqrt() / spread
+        stages["diagnostics/target_shift"] = F.mse_loss(next_q_value, point).sqrt() / spread
+        stages["diagnostics/target_noise"] = (F.mse_loss(next_q_value, second) / 2).sqrt() / spread
     return stages
 
 
@@ -405,16 +413,13 @@ def update_critics(agent, q_optimizer, batch, args, directions) -> dict:
     qf_loss = qf1_loss + qf2_loss
     q_optimizer.zero_grad()
     qf_loss.backward()
-    grad_norm = nn.utils.get_total_norm(parameter.grad for parameter in agent.critic_parameters())
     q_optimizer.step()
     return {
-        "losses/qf1_values": qf1_values.mean(),
-        "losses/qf2_values": qf2_values.mean(),
+        "losses/qf1_values": qf1_values,
+        "losses/qf2_values": qf2_values,
         "losses/qf1_loss": qf1_loss,
         "losses/qf2_loss": qf2_loss,
         "losses/qf_loss": qf_loss / 2,
-        "diagnostics/critic_grad_norm": grad_norm,
-        "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
 
 
@@ -1141,7 +1146,7 @@ class Run:
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
         if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
             return
-        values = torch.tensor([*self.metrics.values()]).tolist()
+        values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
         for tag, value in scalars.items():
             if not math.isfinite(value):

@@ -1047,7 +1047,7 @@ class Run:
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
         if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
             return
-        values = torch.tensor([*self.metrics.values()]).tolist()
+        values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
         for tag, value in scalars.items():
             if not math.isfinite(value):

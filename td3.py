@@ -283,13 +283,20 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
-def pathway_diagnostics(agent: Agent, batch: Batch) -> dict:
-    """Two numbers from one batch: is the policy saturated, and how steep is Q where it acts?"""
+def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
+    """Numbers from one batch: is the policy saturated, how steep is Q where it acts, how much do the targets vary, and
+    how strongly do they pull at the critics?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
+    next_q_value = td_target(agent, batch, args)
+    qf1_loss = F.mse_loss(agent.qf1(batch.observations, batch.actions), next_q_value)
+    qf2_loss = F.mse_loss(agent.qf2(batch.observations, batch.actions), next_q_value)
+    critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, agent.critic_parameters())
     stages = {
         "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
         "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
+        "diagnostics/td_target_variance": next_q_value.var(correction=0),
+        "diagnostics/critic_grad_norm": nn.utils.get_total_norm(critic_gradients),
     }
     return stages
 
@@ -307,16 +314,13 @@ def update_critics(agent, q_optimizer, batch, args) -> dict:
     qf_loss = qf1_loss + qf2_loss
     q_optimizer.zero_grad()
     qf_loss.backward()
-    grad_norm = nn.utils.get_total_norm(parameter.grad for parameter in agent.critic_parameters())
     q_optimizer.step()
     return {
-        "losses/qf1_values": qf1_values.mean(),
-        "losses/qf2_values": qf2_values.mean(),
+        "losses/qf1_values": qf1_values,
+        "losses/qf2_values": qf2_values,
         "losses/qf1_loss": qf1_loss,
         "losses/qf2_loss": qf2_loss,
         "losses/qf_loss": qf_loss / 2,
-        "diagnostics/critic_grad_norm": grad_norm,
-        "diagnostics/td_target_variance": next_q_value.var(correction=min(1, len(next_q_value) - 1)),
     }
 
 
@@ -396,7 +400,7 @@ def train(args: Args, run: "Run", envs) -> int:
         if learning and run.global_step % args.log_frequency == 0:
             devices = [run.device] if run.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # a reading changes no random number
-                metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size))
+                metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size), args)
         run.log_step(infos, metrics)
         if run.evaluate(agent.policy, envs):
             obs = run.reset(envs)
@@ -1022,7 +1026,7 @@ class Run:
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
         if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
             return
-        values = torch.tensor([*self.metrics.values()]).tolist()
+        values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
         for tag, value in scalars.items():
             if not math.isfinite(value):

@@ -77,10 +77,9 @@ def test_an_update_stays_on_its_device(module, args, with_actor):
 def test_a_reading_of_diagnostics_stays_on_its_device(module):
     with META:
         agent, batch, args, _ = make_learner(module)
-    more = [args] if module in AMS else []
 
     with OnlyMeta():
-        stages = module.pathway_diagnostics(agent, batch, *more)
+        stages = module.pathway_diagnostics(agent, batch, args)
 
     assert {value.device for value in stages.values()} == {META}
 
@@ -169,7 +168,7 @@ def test_directions_drawn_ahead_are_each_the_methods_own(module, monkeypatch):
     assert len(frames.unique(dim=0)) == 64 * 4
 
 
-@pytest.mark.parametrize("module, base, most, more", [(ams_td3, td3, 80, 2), (ams_sac, sac, 100, 7)])
+@pytest.mark.parametrize("module, base, most, more", [(ams_td3, td3, 70, 1), (ams_sac, sac, 92, 5)])
 def test_the_neighborhood_launches_hardly_more_than_the_base_algorithm(module, base, most, more):
     """On a GPU each operation is a kernel, and small ones cost the same as large ones."""
     ams = benchmark.count_operations(module, OBS_DIM, ACTION_DIM, layer_norm=False)
@@ -177,7 +176,7 @@ def test_the_neighborhood_launches_hardly_more_than_the_base_algorithm(module, b
 
     assert 50 < plain["critics"] <= most
     for turn in ("critics", "with actor"):
-        assert plain[turn] < ams[turn] < plain[turn] + more
+        assert plain[turn] - 1 < ams[turn] < plain[turn] + more
 
 
 @EVERY_AMS

@@ -218,10 +218,14 @@ class Quadratic:
         self.gradient = slope * torch.randn(DIM)
         self.hessian = curvature * (hessian + hessian.T + 4 * torch.eye(DIM))
         self.center = torch.rand(DIM) - 0.5
+        self.offset = torch.zeros(1, requires_grad=True)
+
+    def critic_parameters(self):
+        return [self.offset]
 
     def qf1(self, observations, actions):
         x = actions - self.center
-        return x @ self.gradient + (x @ self.hessian * x).sum(dim=-1) / 2
+        return x @ self.gradient + (x @ self.hessian * x).sum(dim=-1) / 2 + self.offset
 
     def qf2_target(self, observations, actions):
         return self.qf1(observations, actions) + 1
@@ -234,6 +238,7 @@ class Quadratic:
         return torch.rand_like(observations), self.log_pi, self.policy(observations)
 
     qf1_target = qf1
+    qf2 = qf2_target
     target_actor = policy
     __call__ = policy
 
@@ -258,8 +263,9 @@ def point_deviation(agent, batch):
 
 
 def diagnose(module, agent, batch, **args):
-    args = [module.Args(gamma=GAMMA, epsilon=EPSILON, **args)] if module in AMS else []
-    stages = module.pathway_diagnostics(agent, batch, *args)
+    if module in AMS:
+        args["epsilon"] = EPSILON
+    stages = module.pathway_diagnostics(agent, batch, module.Args(gamma=GAMMA, **args))
     return {name.removeprefix("diagnostics/"): value.item() for name, value in stages.items()}
 
 
@@ -338,7 +344,7 @@ def test_without_ntd_the_target_is_not_diagnosed(module):
 
     stages = diagnose(module, Quadratic(), make_transitions(module, actions, actions), ntd=False)
 
-    assert stages.keys() == {"saturated_actions", "action_gradient"}
+    assert stages.keys() == {"saturated_actions", "action_gradient", "td_target_variance", "critic_grad_norm"}
 
 
 @EVERY_AMS

@@ -41,7 +41,12 @@ WITH_BUFFER = ["ams_td3", "ams_sac", "td3", "sac"]
 EVALUATION = {"eval/episodic_return", "eval/episodic_return_std"}
 EPISODE = {"charts/episodic_return", "charts/episodic_length"}
 COUNTERS = {"charts/SPS", "charts/frames", "charts/updates"}
-PATHWAY = {"diagnostics/saturated_actions", "diagnostics/action_gradient"}
+PATHWAY = {
+    "diagnostics/saturated_actions",
+    "diagnostics/action_gradient",
+    "diagnostics/critic_grad_norm",
+    "diagnostics/td_target_variance",
+}
 NEIGHBORHOOD = {"diagnostics/target_shift", "diagnostics/target_noise"}
 UPDATE = {
     "losses/qf1_values",
@@ -50,8 +55,6 @@ UPDATE = {
     "losses/qf2_loss",
     "losses/qf_loss",
     "losses/actor_loss",
-    "diagnostics/critic_grad_norm",
-    "diagnostics/td_target_variance",
 }
 ENTROPY = {"losses/alpha", "losses/alpha_loss"}
 PPO = {
