@@ -298,7 +298,7 @@ class StandInRun:
         return envs.reset(seed=0)[0]
 
     def log_step(self, infos, metrics):
-        self.metrics.append({name: value.item() for name, value in metrics.items()})
+        self.metrics.append({name: value.tolist() for name, value in metrics.items()})
 
     def save(self):
         self.over = self.global_step == self.steps
