@@ -217,6 +217,7 @@ def test_sacs_target_has_the_entropy_of_an_action(float64, module, args):
 
 NEIGHBORHOODS = [
     {"gamma": 0.9},
+    {"num_neighbors": 2},  # one piece, as on a GPU
     {"num_neighbors": 3},
     {"sampling": "antithetic"},
     {"sampling": "gaussian"},
