@@ -368,19 +368,37 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
+def critic_loss(agent: Agent, batch: Batch, next_q_value: Tensor) -> tuple[Tensor, dict]:
+    """The squared error of both critics, which update_critics() descends, and what to log of it."""
+    qf1_values = agent.qf1(batch.observations, batch.actions)
+    qf2_values = agent.qf2(batch.observations, batch.actions)
+    qf1_loss = F.mse_loss(qf1_values, next_q_value)
+    qf2_loss = F.mse_loss(qf2_values, next_q_value)
+    qf_loss = qf1_loss + qf2_loss
+    metrics = {
+        "losses/qf1_values": qf1_values,
+        "losses/qf2_values": qf2_values,
+        "losses/qf1_loss": qf1_loss,
+        "losses/qf2_loss": qf2_loss,
+        "losses/qf_loss": qf_loss / 2,
+    }
+    return qf_loss, metrics
+
+
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
     """Stages of the Lipschitz pathway (eq. 1), from one batch: is the policy saturated (L1), how steep is Q (L3), how
     far, over its deviation, does NTD move the point target of eq. 4, and how noisy is the draw of directions (L4)? And
     figure 4: how much do the targets vary, and how strongly do they pull at the critics?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
-    count, dim = actions.shape
-    draws = sample_directions(args.sampling, 2 * count, args.num_neighbors, dim, actions.device)
-    first_draw, second_draw = draws.chunk(2)
-    next_q_value = td_target(agent, batch, args, first_draw)
-    qf1_loss = F.mse_loss(agent.qf1(batch.observations, batch.actions), next_q_value)
-    qf2_loss = F.mse_loss(agent.qf2(batch.observations, batch.actions), next_q_value)
-    critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, agent.critic_parameters())
+    directions = None
+    if args.ntd:
+        count, dim = actions.shape
+        draws = sample_directions(args.sampling, 2 * count, args.num_neighbors, dim, actions.device)
+        directions, other_directions = draws.chunk(2)
+    next_q_value = td_target(agent, batch, args, directions)
+    qf_loss, _ = critic_loss(agent, batch, next_q_value)
+    critic_gradients = torch.autograd.grad(qf_loss, agent.critic_parameters())
     stages = {
         "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
         "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
@@ -388,8 +406,8 @@ def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
         "diagnostics/critic_grad_norm": nn.utils.get_total_norm(critic_gradients),
     }
     if args.ntd:
-        second = td_target(agent, batch, args, second_draw)
-        point = td_target(agent, batch, args, torch.zeros_like(first_draw[:, :1]))
+        second = td_target(agent, batch, args, other_directions)
+        point = td_target(agent, batch, args, torch.zeros_like(directions[:, :1]))
         spread = point.std(correction=0).clamp_min(1e-12)
         stages["diagnostics/target_shift"] = F.mse_loss(next_q_value, point).sqrt() / spread
         stages["diagnostics/target_noise"] = (F.mse_loss(next_q_value, second) / 2).sqrt() / spread
@@ -402,21 +420,11 @@ def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
 def update_critics(agent, q_optimizer, batch, args, directions) -> dict:
     """One step of both critics towards the TD target (arXiv 1802.09477, Algorithm 1). Returns what to log."""
     next_q_value = td_target(agent, batch, args, directions)
-    qf1_values = agent.qf1(batch.observations, batch.actions)
-    qf2_values = agent.qf2(batch.observations, batch.actions)
-    qf1_loss = F.mse_loss(qf1_values, next_q_value)
-    qf2_loss = F.mse_loss(qf2_values, next_q_value)
-    qf_loss = qf1_loss + qf2_loss
+    qf_loss, metrics = critic_loss(agent, batch, next_q_value)
     q_optimizer.zero_grad()
     qf_loss.backward()
     q_optimizer.step()
-    return {
-        "losses/qf1_values": qf1_values,
-        "losses/qf2_values": qf2_values,
-        "losses/qf1_loss": qf1_loss,
-        "losses/qf2_loss": qf2_loss,
-        "losses/qf_loss": qf_loss / 2,
-    }
+    return metrics
 
 
 def update_actor(agent, actor_optimizer, batch) -> dict:
@@ -495,7 +503,7 @@ def train(args: Args, run: "Run", envs) -> int:
         obs = next_obs.copy()
 
         # Log, evaluate, save
-        if learning and run.global_step % args.log_frequency == 0:
+        if learning and run.reading_is_due():
             devices = [run.device] if run.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # a reading changes no random number
                 metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size), args)
@@ -1111,6 +1119,9 @@ class Run:
         log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
+    def reading_is_due(self) -> bool:
+        return self.global_step % self.args.log_frequency == 0 or self.global_step >= self.args.total_timesteps
+
     def log_step(self, infos: dict, metrics: dict[str, Tensor]):
         """Logs the episodes that ended in this step and, every --log-frequency steps, metrics and counters."""
         step = self.global_step
@@ -1122,7 +1133,7 @@ class Run:
             self.episodes += [[step, episode_return] for episode_return in returns.tolist()]
             self.training_return = f"{returns.mean():.1f}"
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
-        if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
+        if not self.reading_is_due():
             return
         values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
@@ -1308,6 +1319,7 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     if os.name == "nt":
         fail("Linux or macOS is needed, or Windows by WSL")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU? It is not started before a fork
     args = tyro.cli(Args, description=__doc__)
     check_args(args)
     set_handlers(end_at_once)

@@ -216,8 +216,12 @@ def read_runs(directories):
     for directory in map(Path, directories):
         if not directory.is_dir():
             raise InputError(f"{directory} is no folder; give the one that holds the runs, such as runs/")
-        if (directory / "runs.json").exists():
-            records += json.loads((directory / "runs.json").read_text())
+        published = directory / "runs.json"
+        if published.exists():
+            try:
+                records += json.loads(published.read_text())
+            except ValueError as error:
+                raise InputError(f"{published} cannot be used: {error}") from None
             evaluations.append(read_csv(directory / "evaluations.csv", EPISODES))
             diagnostics.append(read_csv(directory / "diagnostics.csv", SCALARS))
             continue
@@ -418,7 +422,7 @@ def figure_3(data, options):
     ours = data.returns.query("variant == 'default'")
     rows = [ours.assign(label=ours["algorithm"].map(ALGORITHMS))]
     for path in options.reference:
-        name = "/".join(path.with_suffix("").parts[-2:])
+        name = str(path.with_suffix(""))
         theirs = evaluated(read_csv(path, EPISODES).assign(run=name, origin=name))
         theirs["label"] = theirs["algorithm"] + " " + theirs["variant"] + ", " + name
         theirs["run"] = name + theirs["seed"].astype(str)

@@ -1034,6 +1034,9 @@ class Run:
         log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
+    def reading_is_due(self) -> bool:
+        return self.global_step % self.args.log_frequency == 0 or self.global_step >= self.args.total_timesteps
+
     def log_step(self, infos: dict, metrics: dict[str, Tensor]):
         """Logs the episodes that ended in this step and, every --log-frequency steps, metrics and counters."""
         step = self.global_step
@@ -1045,7 +1048,7 @@ class Run:
             self.episodes += [[step, episode_return] for episode_return in returns.tolist()]
             self.training_return = f"{returns.mean():.1f}"
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
-        if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
+        if not self.reading_is_due():
             return
         values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
@@ -1231,6 +1234,7 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     if os.name == "nt":
         fail("Linux or macOS is needed, or Windows by WSL")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU? It is not started before a fork
     args = tyro.cli(Args, description=__doc__)
     check_args(args)
     set_handlers(end_at_once)

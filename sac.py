@@ -286,15 +286,31 @@ def td_target(agent: Agent, batch: Batch, args: Args) -> Tensor:
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_value
 
 
+def critic_loss(agent: Agent, batch: Batch, next_q_value: Tensor) -> tuple[Tensor, dict]:
+    """The squared error of both critics, which update_critics() descends, and what to log of it."""
+    qf1_values = agent.qf1(batch.observations, batch.actions)
+    qf2_values = agent.qf2(batch.observations, batch.actions)
+    qf1_loss = F.mse_loss(qf1_values, next_q_value)
+    qf2_loss = F.mse_loss(qf2_values, next_q_value)
+    qf_loss = qf1_loss + qf2_loss
+    metrics = {
+        "losses/qf1_values": qf1_values,
+        "losses/qf2_values": qf2_values,
+        "losses/qf1_loss": qf1_loss,
+        "losses/qf2_loss": qf2_loss,
+        "losses/qf_loss": qf_loss / 2,
+    }
+    return qf_loss, metrics
+
+
 def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
     """Numbers from one batch: is the policy saturated, how steep is Q where it acts, how much do the targets vary, and
     how strongly do they pull at the critics?"""
     actions = agent.policy(batch.observations).requires_grad_()
     (gradient,) = torch.autograd.grad(agent.qf1(batch.observations, actions).sum(), actions)
     next_q_value = td_target(agent, batch, args)
-    qf1_loss = F.mse_loss(agent.qf1(batch.observations, batch.actions), next_q_value)
-    qf2_loss = F.mse_loss(agent.qf2(batch.observations, batch.actions), next_q_value)
-    critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, agent.critic_parameters())
+    qf_loss, _ = critic_loss(agent, batch, next_q_value)
+    critic_gradients = torch.autograd.grad(qf_loss, agent.critic_parameters())
     stages = {
         "diagnostics/saturated_actions": (actions.abs() > 0.99).float().mean(),
         "diagnostics/action_gradient": gradient.norm(dim=1).mean(),
@@ -310,21 +326,11 @@ def pathway_diagnostics(agent: Agent, batch: Batch, args: Args) -> dict:
 def update_critics(agent, q_optimizer, batch, args) -> dict:
     """One step of both critics towards the TD target (arXiv 1812.05905, Algorithm 1). Returns what to log."""
     next_q_value = td_target(agent, batch, args)
-    qf1_values = agent.qf1(batch.observations, batch.actions)
-    qf2_values = agent.qf2(batch.observations, batch.actions)
-    qf1_loss = F.mse_loss(qf1_values, next_q_value)
-    qf2_loss = F.mse_loss(qf2_values, next_q_value)
-    qf_loss = qf1_loss + qf2_loss
+    qf_loss, metrics = critic_loss(agent, batch, next_q_value)
     q_optimizer.zero_grad()
     qf_loss.backward()
     q_optimizer.step()
-    return {
-        "losses/qf1_values": qf1_values,
-        "losses/qf2_values": qf2_values,
-        "losses/qf1_loss": qf1_loss,
-        "losses/qf2_loss": qf2_loss,
-        "losses/qf_loss": qf_loss / 2,
-    }
+    return metrics
 
 
 def update_actor(agent, actor_optimizer, batch) -> dict:
@@ -418,7 +424,7 @@ def train(args: Args, run: "Run", envs) -> int:
         obs = next_obs.copy()
 
         # Log, evaluate, save
-        if learning and run.global_step % args.log_frequency == 0:
+        if learning and run.reading_is_due():
             devices = [run.device] if run.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # a reading changes no random number
                 metrics |= pathway_diagnostics(agent, rb.sample(args.batch_size), args)
@@ -1034,6 +1040,9 @@ class Run:
         log(f"step {step:,}: evaluation {mean:.1f} +/- {std:.1f}")
         return True
 
+    def reading_is_due(self) -> bool:
+        return self.global_step % self.args.log_frequency == 0 or self.global_step >= self.args.total_timesteps
+
     def log_step(self, infos: dict, metrics: dict[str, Tensor]):
         """Logs the episodes that ended in this step and, every --log-frequency steps, metrics and counters."""
         step = self.global_step
@@ -1045,7 +1054,7 @@ class Run:
             self.episodes += [[step, episode_return] for episode_return in returns.tolist()]
             self.training_return = f"{returns.mean():.1f}"
             self.log_scalars({"charts/episodic_return": returns.mean(), "charts/episodic_length": lengths.mean()})
-        if step % self.args.log_frequency != 0 and step < self.args.total_timesteps:
+        if not self.reading_is_due():
             return
         values = torch.tensor([metric.mean() for metric in self.metrics.values()]).tolist()
         scalars = dict(zip(self.metrics, values, strict=True))
@@ -1231,6 +1240,7 @@ def main() -> int:
     """Reads the command line, and trains or plays; returns the exit status."""
     if os.name == "nt":
         fail("Linux or macOS is needed, or Windows by WSL")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is there a GPU? It is not started before a fork
     args = tyro.cli(Args, description=__doc__)
     check_args(args)
     set_handlers(end_at_once)

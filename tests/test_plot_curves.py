@@ -363,14 +363,15 @@ def test_figure_3_has_bands_titles_one_scale_and_one_legend(sweep):
 def test_others_are_drawn_in_grey(sweep, tmp_path):
     write_run(tmp_path / "ours", "td3", "dog-walk", 1, straight(50.0))
     evaluations = pc.read_runs([sweep])[1].query("algorithm == 'sac'")[pc.EPISODES]
-    evaluations.to_csv(tmp_path / "peers.csv", index=False)
     constant = evaluations.assign(origin=None, **{"return": 7.0})
-    constant.to_csv(tmp_path / "ours" / "peers.csv", index=False)
+    files = [tmp_path / "a" / "results" / "peers.csv", tmp_path / "b" / "results" / "peers.csv"]
+    for frame, file in zip([constant, evaluations], files, strict=True):
+        file.parent.mkdir(parents=True)
+        frame.to_csv(file, index=False)
 
-    files = [tmp_path / "peers.csv", tmp_path / "ours" / "peers.csv"]
     figure = pc.figure_3(*read(tmp_path / "ours", "--reference", *files))
 
-    assert legend_of(figure) == ["TD3", "sac default, ours/peers", f"sac default, {tmp_path.name}/peers"]
+    assert legend_of(figure) == ["TD3", *[f"sac default, {file.with_suffix('')}" for file in files]]
     ends = {color: values[-1] for color, values in lines_of(figure.axes[-1]).items()}
     assert ends == {pc.LOOKS["TD3"][0]: 50, "0.35": 7, "0.5": 520}
 
@@ -792,6 +793,12 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path):
 
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(pc.InputError, match="no runs in"):
+        pc.load_runs(tmp_path)
+
+
+def test_published_runs_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "runs.json").write_text("[{")
+    with pytest.raises(pc.InputError, match="runs.json cannot be used"):
         pc.load_runs(tmp_path)
 
 
