@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from benchmark import Counter
-from learners import AMS, EVERY, EVERY_AMS
+from learners import EVERY, EVERY_AMS
 from torch.testing import assert_close
 
 import ams_sac
@@ -199,7 +199,7 @@ def test_neighborhood_actions_stay_within_the_bounds_of_each_dimension(radius):
 
 # ------------------------------------------------------------------------------------- diagnostics of the pathway
 
-EPSILON = 0.2
+EPSILON = 0.2  # both the default
 GAMMA = 0.99
 ALPHA = 0.3
 DIM = 6
@@ -263,9 +263,7 @@ def point_deviation(agent, batch):
 
 
 def diagnose(module, agent, batch, **args):
-    if module in AMS:
-        args["epsilon"] = EPSILON
-    stages = module.pathway_diagnostics(agent, batch, module.Args(gamma=GAMMA, **args))
+    stages = module.pathway_diagnostics(agent, batch, module.Args(**args))
     return {name.removeprefix("diagnostics/"): value.item() for name, value in stages.items()}
 
 

@@ -796,7 +796,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         pc.load_runs(tmp_path)
 
 
-def test_published_runs_that_cannot_be_read_are_refused(tmp_path):
+def test_damaged_published_runs_are_refused(tmp_path):
     (tmp_path / "runs.json").write_text("[{")
     with pytest.raises(pc.InputError, match="runs.json cannot be used"):
         pc.load_runs(tmp_path)

@@ -41,12 +41,6 @@ WITH_BUFFER = ["ams_td3", "ams_sac", "td3", "sac"]
 EVALUATION = {"eval/episodic_return", "eval/episodic_return_std"}
 EPISODE = {"charts/episodic_return", "charts/episodic_length"}
 COUNTERS = {"charts/SPS", "charts/frames", "charts/updates"}
-PATHWAY = {
-    "diagnostics/saturated_actions",
-    "diagnostics/action_gradient",
-    "diagnostics/critic_grad_norm",
-    "diagnostics/td_target_variance",
-}
 NEIGHBORHOOD = {"diagnostics/target_shift", "diagnostics/target_noise"}
 UPDATE = {
     "losses/qf1_values",
@@ -55,6 +49,10 @@ UPDATE = {
     "losses/qf2_loss",
     "losses/qf_loss",
     "losses/actor_loss",
+    "diagnostics/saturated_actions",
+    "diagnostics/action_gradient",
+    "diagnostics/critic_grad_norm",
+    "diagnostics/td_target_variance",
 }
 ENTROPY = {"losses/alpha", "losses/alpha_loss"}
 PPO = {
@@ -67,13 +65,12 @@ PPO = {
     "losses/explained_variance",
     "charts/learning_rate",
 }
-UPDATES = {"td3": UPDATE, "ams_td3": UPDATE, "sac": UPDATE | ENTROPY, "ams_sac": UPDATE | ENTROPY, "ppo": PPO}
-DIAGNOSTICS = {
-    "td3": PATHWAY,
-    "sac": PATHWAY,
-    "ams_td3": PATHWAY | NEIGHBORHOOD,
-    "ams_sac": PATHWAY | NEIGHBORHOOD,
-    "ppo": set(),
+READINGS = {
+    "td3": UPDATE,
+    "sac": UPDATE | ENTROPY,
+    "ams_td3": UPDATE | NEIGHBORHOOD,
+    "ams_sac": UPDATE | ENTROPY | NEIGHBORHOOD,
+    "ppo": PPO,
 }
 
 
@@ -132,7 +129,7 @@ def check_steps(script, curves, total, evaluated, logged):
     updated = updated_readings(script, total, logged)
     expected = dict.fromkeys(EVALUATION, evaluated)
     expected |= dict.fromkeys(COUNTERS, logged)
-    expected |= dict.fromkeys(UPDATES[script] | DIAGNOSTICS[script], updated)
+    expected |= dict.fromkeys(READINGS[script], updated)
     assert curves.keys() == expected.keys() | EPISODE
     for tag, points in curves.items():
         steps = [step for step, _ in points]
