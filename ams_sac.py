@@ -369,7 +369,7 @@ def td_target(agent: Agent, batch: Batch, args: Args, directions: Tensor | None)
 
 
 def critic_loss(agent: Agent, batch: Batch, next_q_value: Tensor) -> tuple[Tensor, dict]:
-    """The squared error of both critics, which update_critics() descends, and what to log of it."""
+    """The squared errors of both critics from the TD target y [B], which update_critics() descends; and what to log."""
     qf1_values = agent.qf1(batch.observations, batch.actions)
     qf2_values = agent.qf2(batch.observations, batch.actions)
     qf1_loss = F.mse_loss(qf1_values, next_q_value)
